@@ -1,0 +1,38 @@
+# `make run`: install, then the main job on the built-in scenes. `make test`: install, then the tests.
+# Everything goes into .venv; nothing outside this folder changes, except the two system libraries for
+# headless OpenGL, and those only where this runs as root on Debian or Ubuntu.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= sweeps
+
+.PHONY: run test lint types install graphics clean
+
+run: install graphics
+	$(BIN)/cadloc-sweep run search_spaces/losses.yaml --out $(OUT)
+
+test: install graphics
+	$(BIN)/python -m pytest -q -m "not shared_data"
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+types: install
+	$(BIN)/mypy
+
+install: $(VENV)/installed
+
+# constraints.txt pins what was tested; -e so that a change of the code needs no second installation.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 13) else f"Python 3.11 or 3.12 is needed, found {v.major}.{v.minor}: make {"$(MAKECMDGOALS)" or "run"} PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+# Looks for libEGL and libGL; installs them as root on Debian/Ubuntu, else prints the one command.
+graphics: install
+	@sh scripts/graphics.sh $(BIN)/python
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,336 @@
+"""Every setting of a trial, typed and bounded. Pydantic only: the platform reads this without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from cadloc.presets import PRESETS
+
+BUILT_IN_SCENES: tuple[str, ...] = ("gate", "rotunda", "cathedral")
+
+Count = Annotated[int, Field(ge=1)]
+CountOrNone = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+OpenFraction = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Degrees = Annotated[float, Field(ge=0, le=180)]
+
+
+class Settings(BaseModel):
+    """Frozen, and a key nobody reads is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+# --- scene ------------------------------------------------------------------------------------------------
+
+
+class CadConfig(Settings):
+    """A CAD file, and what its file format does not say."""
+
+    path: str
+    up: Literal["x", "y", "z"]
+    """The model's axis that points to the sky; it becomes `cad` z."""
+    units: Literal["m", "cm", "mm", "in", "ft"] | Positive | None = None
+    """The model's length unit (a number: metres per unit). Only formats that state their own may leave it out."""
+
+
+class QuerySetConfig(Settings):
+    """A second CAD model of the same place: its renders, expressed in the scene's frame, are one more query set."""
+
+    cad: CadConfig
+    registration: str | None = None
+    """Text file, 4×4 similarity: scene_from_this (x_scene = M · x_this), both in metres, own axes. None: identity."""
+
+
+class SceneConfig(Settings):
+    """What is localized against. `built_in` scenes are made in code; others come from a scene file."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+    built_in: bool = False
+    cad: CadConfig | None = None
+    ground_z_m: float | None = None
+    """Height of the ground people stand on, in `cad`; None: the lowest point of the model."""
+    query_sets: Mapping[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")], QuerySetConfig] = {}
+
+    @model_validator(mode="after")
+    def _one_source(self) -> SceneConfig:
+        if self.built_in and self.name not in BUILT_IN_SCENES:
+            raise ValueError(f"no built-in scene {self.name!r}; built-in are {', '.join(BUILT_IN_SCENES)}")
+        if self.built_in == (self.cad is not None):
+            raise ValueError("a scene is either built_in or has a cad, not both and not neither")
+        taken = {"synthetic", "photo", "real"} & set(self.query_sets)
+        if taken:
+            raise ValueError(f"query set names {sorted(taken)} are domains already")
+        return self
+
+
+# --- views ------------------------------------------------------------------------------------------------
+
+
+class ImageConfig(Settings):
+    """Size of the rendered images; both sides are multiples of the encoders' stride 8."""
+
+    width_px: Annotated[int, Field(ge=64, le=4096, multiple_of=8)] = 640
+    height_px: Annotated[int, Field(ge=64, le=4096, multiple_of=8)] = 480
+
+
+class OrbitConfig(Settings):
+    """Cameras on rings about the model, all looking at it."""
+
+    elevations_deg: tuple[Annotated[float, Field(ge=-30, le=85)], ...] = (4.0, 15.0, 30.0)
+    distances: tuple[Positive, ...] = (0.7, 1.0)
+    """Multiples of the distance from which the bounding sphere fills the smaller field of view."""
+
+
+class GroundConfig(Settings):
+    """Cameras where people stand: eye height, free space, looking at a random surface point."""
+
+    eye_height_m: Positive = 1.6
+    eye_height_spread_m: NonNegative = 0.3
+    distances: tuple[Positive, Positive] = (0.35, 1.0)
+    """Range of distances to the model's middle, in the multiples of `OrbitConfig.distances`, drawn log-uniformly."""
+
+
+class ViewpointsConfig(Settings):
+    """Where the virtual cameras stand and how they see."""
+
+    ground_share: Fraction = 0.6
+    """Share of ground-level viewpoints; the rest are orbit views."""
+    orbit: OrbitConfig = OrbitConfig()
+    ground: GroundConfig = GroundConfig()
+    azimuth_deg: tuple[Annotated[float, Field(ge=-360, le=360)], Annotated[float, Field(ge=-360, le=360)]] = (
+        -180.0,
+        180.0,
+    )
+    """Sector the cameras stand in, seen from the model's middle, counter-clockwise from +x."""
+    fields_of_view_deg: tuple[Annotated[float, Field(gt=10, lt=120)], ...] = (55.0, 65.0, 75.0)
+    """Angles that the longer image side may span (phones: 50 to 75)."""
+    roll_deg: Degrees = 3.0
+    """Standard deviation of the in-plane rotation."""
+    min_hit_share: Fraction = 0.3
+    """A viewpoint is accepted when this share of its cells sees the building (not the ground, not the sky)."""
+    min_separation_m: NonNegative = 0.2
+    min_separation_deg: NonNegative = 1.0
+    """Two viewpoints of different splits differ by more than one of these two: no near-duplicates."""
+
+
+class CountsConfig(Settings):
+    """Views per split. Choices are made on `validation`; `query` is looked at once."""
+
+    mapping: Count = 600
+    validation: Count = 32
+    query: Count = 100
+
+
+class RandomisationConfig(Settings):
+    """Appearance of synthetic views, drawn anew for each one (domain randomisation)."""
+
+    light: Fraction = 0.7
+    """Share of views with a random sun and sky; the others have one fixed, soft light."""
+    exposure_ev: NonNegative = 0.6
+    """Standard deviations, in stops and in natural logarithms of gamma and white-balance gains."""
+    gamma: NonNegative = 0.15
+    white_balance: NonNegative = 0.08
+    background: Fraction = 0.8
+    """Share of views with a random sky instead of plain grey."""
+    blur_px: NonNegative = 0.6
+    noise: NonNegative = 0.015
+    """Largest standard deviations, uniformly drawn: of the blur, and of the noise as a share of full scale."""
+    jpeg_quality: tuple[Annotated[int, Field(ge=20, le=100)], Annotated[int, Field(ge=20, le=100)]] = (70, 97)
+
+
+class ViewsConfig(Settings):
+    """Synthetic views: where from, how many, how large, how they look. `seed` is not the trial's seed."""
+
+    image: ImageConfig = ImageConfig()
+    viewpoints: ViewpointsConfig = ViewpointsConfig()
+    counts: CountsConfig = CountsConfig()
+    randomisation: RandomisationConfig = RandomisationConfig()
+    backend: Literal["gl", "raycasting"] = "gl"
+    """`raycasting` needs no OpenGL and is slower."""
+    seed: Seed = 0
+
+
+# --- encoder and buffer -----------------------------------------------------------------------------------
+
+
+class AceEncoder(Settings):
+    """The published ACE architecture: 512 features, 5.6 M parameters."""
+
+    name: Literal["ace"] = "ace"
+    weights: str = "random"
+    """`random`, or the place of a state dict such as `ace_encoder_pretrained.pt`."""
+    seed: Seed = 0
+
+
+class SmallEncoder(Settings):
+    """Our own: under 1 M parameters, shipped weights."""
+
+    name: Literal["small"] = "small"
+    weights: str = "shipped"
+    """`shipped`, `random`, or the place of a .safetensors file."""
+    seed: Seed = 0
+
+
+class DenseHog(Settings):
+    """Dense gradient histograms, nothing learned: the baseline that learning must beat."""
+
+    name: Literal["dense-hog"] = "dense-hog"
+
+
+EncoderConfig: TypeAlias = Annotated[AceEncoder | SmallEncoder | DenseHog, Field(discriminator="name")]
+
+
+class AugmentationConfig(Settings):
+    """Applied to whole images before encoding, anew in every pass (ACE, supplement)."""
+
+    scale: tuple[Positive, Positive] = (0.667, 1.5)
+    rotation_deg: Degrees = 15.0
+    brightness: Fraction = 0.1
+    contrast: Fraction = 0.1
+
+
+class BufferConfig(Settings):
+    """Training samples: features of cells that see the model, encoded once and shared by all trials."""
+
+    samples: Count = 1_000_000
+    passes: Count = 2
+    """How often every mapping view is encoded, each time with fresh augmentation; the first pass is plain."""
+    augmentation: AugmentationConfig = AugmentationConfig()
+    seed: Seed = 0
+
+
+# --- head, loss, training ---------------------------------------------------------------------------------
+
+
+class AceHead(Settings):
+    """ACE's multi-layer perceptron with homogeneous read-out."""
+
+    name: Literal["ace"] = "ace"
+    width: Annotated[int, Field(ge=16, le=4096)] = 512
+    blocks: Annotated[int, Field(ge=0, le=16)] = 1
+    homogeneous: bool = True
+
+
+class AnchorHead(Settings):
+    """Softmax over k-means anchors of the mapping views' scene coordinates, plus an offset."""
+
+    name: Literal["anchor"] = "anchor"
+    width: Annotated[int, Field(ge=16, le=4096)] = 256
+    blocks: Annotated[int, Field(ge=0, le=16)] = 1
+    anchors: Annotated[int, Field(ge=2, le=65536)] = 512
+    classification: NonNegative = 1.0
+    """Weight of the anchors' cross-entropy. It reads scene coordinates, so it acts only while the loss does too."""
+
+
+HeadConfig: TypeAlias = Annotated[AceHead | AnchorHead, Field(discriminator="name")]
+
+
+class ReprojectionLoss(Settings):
+    """ACE's reprojection error with dynamic tanh (ACE, section 3.4 and supplement): needs poses only."""
+
+    name: Literal["reprojection"] = "reprojection"
+    soft_clamp_px: Positive = 50.0
+    soft_clamp_min_px: Positive = 1.0
+    hard_clamp_px: Positive = 1000.0
+    depth_min_m: Positive = 0.1
+    depth_max_m: Positive = 1000.0
+    depth_target_m: Positive = 10.0
+
+
+class CoordinateLoss(Settings):
+    """Euclidean distance to the known scene coordinate: the CAD's privileged supervision."""
+
+    name: Literal["coordinate"] = "coordinate"
+
+
+class SwitchingLoss(Settings):
+    """`coordinate` for the first share `at` of the run, then `reprojection` in units matched at the switch."""
+
+    name: Literal["switching"] = "switching"
+    at: OpenFraction = 1 / 3
+    schedule: Literal["reset", "continue"] = "reset"
+    """Whether the clamp's schedule starts at the switch, or runs from the beginning as in the source work."""
+    reprojection: ReprojectionLoss = ReprojectionLoss()
+
+
+LossConfig: TypeAlias = Annotated[ReprojectionLoss | CoordinateLoss | SwitchingLoss, Field(discriminator="name")]
+
+
+class TrainingConfig(Settings):
+    """AdamW under one cycle of the learning rate, batches drawn across all views."""
+
+    iterations: Count = 25_000
+    batch_size: Count = 5120
+    learning_rate: Positive = 5e-3
+    weight_decay: NonNegative = 0.01
+    precision: Literal["float32", "bfloat16"] = "float32"
+    validations: Count = 8
+    """How often validation accuracy is measured during training, the end included."""
+    checkpoint: bool = True
+    """Whether each validation leaves a checkpoint to resume from."""
+
+
+class LocalizationConfig(Settings):
+    """Pose from scene coordinates."""
+
+    solver: Literal["poselib", "opencv"] = "poselib"
+    threshold_px: Positive = 10.0
+    """Inlier threshold for an image of 480 px short side; scaled with the image."""
+    max_iterations: Count = 10_000
+    min_iterations: Count = 1_000
+    max_cells: Annotated[int, Field(ge=4)] = 5_000
+
+
+class TrialConfig(Settings):
+    """One configuration and one seed: all that a trial's result depends on."""
+
+    scene: SceneConfig
+    trainable: str = "ace"
+    views: ViewsConfig = ViewsConfig()
+    domains: tuple[Literal["synthetic", "photo"], ...] = ("synthetic", "photo")
+    """Query sets rendered for the test. `photo` (simulated photographs) exists for built-in scenes only and is left
+    out for others; a scene's own `query_sets` are always tested."""
+    encoder: EncoderConfig = SmallEncoder()
+    buffer: BufferConfig = BufferConfig()
+    head: HeadConfig = AnchorHead()
+    loss: LossConfig = ReprojectionLoss()
+    training: TrainingConfig = TrainingConfig()
+    localization: LocalizationConfig = LocalizationConfig()
+    seed: Seed = 0
+
+
+# --- presets ----------------------------------------------------------------------------------------------
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `over` laid on top, mapping by mapping.
+
+    A choice (a mapping with `name`) that names another variant replaces the whole mapping: the other
+    variant's settings mean nothing to it.
+    """
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and not _other_choice(old, value):
+            result[key] = merged(old, value)
+        else:
+            result[key] = value
+    return result
+
+
+def _other_choice(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    return "name" in new and new["name"] != old.get("name", new["name"])
+
+
+def with_preset(trial: Mapping[str, Any]) -> dict[str, Any]:
+    """The trial's keys on top of its `preset`'s (none: the built-in defaults). Raises KeyError: unknown preset."""
+    own = {key: value for key, value in trial.items() if key != "preset"}
+    preset = trial.get("preset")
+    return merged(PRESETS[preset], own) if preset is not None else dict(own)

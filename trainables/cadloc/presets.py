@@ -1,0 +1,47 @@
+"""Named budgets: `smoke` proves the loop, `quick` localizes on two CPU cores, `paper` is ACE's own for a GPU."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+SMOKE: Final[dict[str, Any]] = {
+    "views": {
+        "image": {"width_px": 160, "height_px": 120},
+        "counts": {"mapping": 40, "validation": 4, "query": 8},
+    },
+    "encoder": {"name": "small"},
+    "buffer": {"samples": 6_000, "passes": 1},
+    "head": {"name": "anchor", "width": 64, "anchors": 64, "blocks": 0},
+    "training": {"iterations": 200, "batch_size": 512, "learning_rate": 5e-3, "validations": 2},
+}
+
+QUICK: Final[dict[str, Any]] = {
+    "views": {
+        "image": {"width_px": 480, "height_px": 360},
+        "counts": {"mapping": 300, "validation": 16, "query": 60},
+    },
+    "encoder": {"name": "small"},
+    "buffer": {"samples": 400_000, "passes": 2},
+    "head": {"name": "anchor", "width": 256, "anchors": 512, "blocks": 1},
+    "training": {"iterations": 1_200, "batch_size": 1024, "learning_rate": 2e-3, "validations": 5},
+}
+
+# ACE, section 4 and supplement: 8 M samples, batch 5120, 16 passes, one cycle to 5e-3.
+PAPER: Final[dict[str, Any]] = {
+    "views": {
+        "image": {"width_px": 640, "height_px": 480},
+        "counts": {"mapping": 2_000, "validation": 100, "query": 200},
+    },
+    "encoder": {"name": "small"},
+    "buffer": {"samples": 8_000_000, "passes": 4},
+    "head": {"name": "ace", "width": 512, "blocks": 1},
+    "training": {
+        "iterations": 25_000,
+        "batch_size": 5120,
+        "learning_rate": 5e-3,
+        "validations": 10,
+        "precision": "bfloat16",
+    },
+}
+
+PRESETS: Final[dict[str, dict[str, Any]]] = {"smoke": SMOKE, "quick": QUICK, "paper": PAPER}
