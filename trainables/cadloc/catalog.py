@@ -29,24 +29,52 @@ STAGES: dict[str, tuple[str, str]] = {
     "queries": ("cadloc.queries", "1"),
 }
 
+POSE_METRICS: tuple[str, ...] = (
+    "translation_error_median_m",
+    "translation_error_median_pct",
+    "rotation_error_median_deg",
+    "recall_5cm_5deg",
+    "recall_10cm_5deg",
+    "recall_25cm_2deg",
+    "recall_50cm_5deg",
+    "recall_5m_10deg",
+    "scene_coordinate_error_median_m",
+    "failures",
+)
+"""Metrics of every query set (`cadloc.metrics` computes them)."""
+
 
 def trainable(name: str) -> Trainable:
-    """The trainable's function, imported now. Raises KeyError for a name that is not in `TRAINABLES`."""
-    module, function = TRAINABLES[name].function.split(":")
-    return cast(Trainable, getattr(importlib.import_module(module), function))
+    """The trainable's function, imported now; a name `module:function` is a user's own.
+
+    Raises KeyError for a name that is neither in `TRAINABLES` nor of that form, ImportError or AttributeError
+    where a user's module or function cannot be found.
+    """
+    return cast(Trainable, _named_object(name if ":" in name else TRAINABLES[name].function))
 
 
 def stage_builder(kind: str) -> StageBuilder:
-    """The module that makes stages of this kind, imported now."""
+    """The module that makes stages of this kind, imported now; a kind `module:object` is a user's own builder."""
+    if ":" in kind:
+        return cast(StageBuilder, _named_object(kind))
     return cast(StageBuilder, importlib.import_module(STAGES[kind][0]))
+
+
+def _named_object(place: str) -> Any:
+    module, name = place.split(":", 1)
+    return getattr(importlib.import_module(module), name)
 
 
 def stages_of(config: TrialConfig) -> dict[str, StageSpec]:
     """The stages a trial reads, by role.
 
     `views` (mapping, validation, query splits), `buffer`, `queries/validation`, and for each test set D
-    `views/D` and `queries/D`, D being a domain or one of the scene's own query sets.
+    `views/D` and `queries/D`, D being a domain or one of the scene's own query sets. A user's own trainable
+    `module:function` reads what `stages_of(config)` of its module says, or nothing where there is no such function.
     """
+    if ":" in config.trainable:
+        module = importlib.import_module(config.trainable.split(":", 1)[0])
+        return dict(module.stages_of(config)) if hasattr(module, "stages_of") else {}
     views = {name: _views(config, name) for name in ("synthetic", *test_sets(config))}
     stages = {f"views/{name}": spec for name, spec in views.items()}
     stages["buffer"] = _stage(
@@ -65,6 +93,19 @@ def test_sets(config: TrialConfig) -> tuple[str, ...]:
     """Names of the query sets a trial is tested on: its domains, then the scene's own query sets."""
     domains = [name for name in config.domains if name != "photo" or config.scene.built_in]
     return (*domains, *config.scene.query_sets)
+
+
+def reported_metrics(config: TrialConfig) -> frozenset[str] | None:
+    """Names of all metrics that the trial reports, during training or at its end; None: not known.
+
+    A user's own trainable may say so by a function `reported_metrics(config)` of its module.
+    """
+    if ":" in config.trainable:
+        module = importlib.import_module(config.trainable.split(":", 1)[0])
+        return frozenset(module.reported_metrics(config)) if hasattr(module, "reported_metrics") else None
+    tests = {f"test/{name}/{metric}" for name in test_sets(config) for metric in POSE_METRICS}
+    validations = {f"validation/synthetic/{metric}" for metric in POSE_METRICS}
+    return frozenset({"train/loss", "train/samples_seen", "time/training_s", *tests, *validations})
 
 
 def _views(config: TrialConfig, name: str) -> StageSpec:

@@ -55,7 +55,7 @@ class SceneConfig(Settings):
     built_in: bool = False
     cad: CadConfig | None = None
     ground_z_m: float | None = None
-    """Height of the ground people stand on, in `cad`; None: the lowest point of the model."""
+    """Height of the ground people stand on, in `cad`; None: found in the model (`CadModel.ground_height_m`)."""
     query_sets: Mapping[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")], QuerySetConfig] = {}
 
     @model_validator(mode="after")
@@ -84,8 +84,10 @@ class OrbitConfig(Settings):
     """Cameras on rings about the model, all looking at it."""
 
     elevations_deg: tuple[Annotated[float, Field(ge=-30, le=85)], ...] = (4.0, 15.0, 30.0)
-    distances: tuple[Positive, ...] = (0.7, 1.0)
-    """Multiples of the distance from which the bounding sphere fills the smaller field of view."""
+    distances: tuple[Positive, ...] = (0.35, 0.5)
+    """Multiples of the distance from which the building's bounding sphere fills the smaller field of view."""
+    target_spread: Fraction = 0.15
+    """How far from the building's middle cameras aim at most, as a share of the sphere's radius."""
 
 
 class GroundConfig(Settings):
@@ -93,8 +95,10 @@ class GroundConfig(Settings):
 
     eye_height_m: Positive = 1.6
     eye_height_spread_m: NonNegative = 0.3
-    distances: tuple[Positive, Positive] = (0.35, 1.0)
-    """Range of distances to the model's middle, in the multiples of `OrbitConfig.distances`, drawn log-uniformly."""
+    distances: tuple[Positive, Positive] = (0.25, 0.6)
+    """Range of distances to the building's middle, in the multiples of `OrbitConfig.distances`, drawn log-uniformly."""
+    aim_spread_deg: Annotated[float, Field(ge=0, le=45)] = 2.0
+    """Standard deviation of the aim about the surface point looked at."""
 
 
 class ViewpointsConfig(Settings):
@@ -113,7 +117,9 @@ class ViewpointsConfig(Settings):
     """Angles that the longer image side may span (phones: 50 to 75)."""
     roll_deg: Degrees = 3.0
     """Standard deviation of the in-plane rotation."""
-    min_hit_share: Fraction = 0.3
+    clearance_m: Positive = 1.0
+    """No surface is closer to the camera than this, nor (for low eyes) than 0.9 of its height above the ground."""
+    min_hit_share: Fraction = 0.25
     """A viewpoint is accepted when this share of its cells sees the building (not the ground, not the sky)."""
     min_separation_m: NonNegative = 0.2
     min_separation_deg: NonNegative = 1.0
@@ -132,7 +138,9 @@ class RandomisationConfig(Settings):
     """Appearance of synthetic views, drawn anew for each one (domain randomisation)."""
 
     light: Fraction = 0.7
-    """Share of views with a random sun and sky; the others have one fixed, soft light."""
+    """Share of views with a random sun; the others have one fixed, soft light."""
+    shadows: Fraction = 0.5
+    """Share of the views with a random sun in which it casts shadows."""
     exposure_ev: NonNegative = 0.6
     """Standard deviations, in stops and in natural logarithms of gamma and white-balance gains."""
     gamma: NonNegative = 0.15

@@ -1,0 +1,108 @@
+"""Files that are either as they were or as they were meant to be, and tell when they are neither."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from cadloc.contract import CadlocError, Json, canonical, digest
+
+CHECKSUM = "checksum"
+
+
+class CorruptFile(CadlocError):
+    """A file's content is not what was written."""
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Replaces a file as a whole: written aside, forced to disk, renamed. Nobody ever sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(aside)
+        raise
+    force_folder(path.parent)
+
+
+def force_folder(folder: Path) -> None:
+    """Forces a folder's entries to disk: a rename survives a power cut only after this."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, data: Json) -> None:
+    """Replaces a file by readable JSON."""
+    write_aside(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+
+
+def write_sealed(path: Path, data: Mapping[str, Json]) -> None:
+    """Replaces a file by a JSON object with a checksum inside. Raises ValueError for numbers that are not finite."""
+    write_json(path, sealed(data))
+
+
+def read_sealed(path: Path) -> dict[str, Json]:
+    """What `write_sealed` wrote, without the checksum. Raises CorruptFile, or OSError when it cannot be read."""
+    try:
+        return unsealed(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, CorruptFile) as error:
+        raise CorruptFile(f"{path}: {error}") from error
+
+
+def sealed(data: Mapping[str, Json]) -> dict[str, Json]:
+    """The object with a checksum over its other keys."""
+    return {**data, CHECKSUM: digest(data)}
+
+
+def unsealed(text: str) -> dict[str, Json]:
+    """The object in a text, without its checksum. Raises CorruptFile when text and checksum disagree."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CorruptFile("not JSON (cut off?)") from error
+    if not isinstance(data, dict) or CHECKSUM not in data:
+        raise CorruptFile("no checksum in it")
+    checksum = data.pop(CHECKSUM)
+    try:
+        matches = digest(data) == checksum
+    except ValueError:
+        matches = False
+    if not matches:
+        raise CorruptFile("its content does not match its checksum")
+    return data
+
+
+def append_sealed(path: Path, data: Mapping[str, Json]) -> None:
+    """Appends an object with its checksum as one line, forced to disk."""
+    line = canonical(sealed(data)) + "\n"
+    with open(path, "ab") as file:
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_sealed_lines(path: Path) -> tuple[list[dict[str, Json]], int]:
+    """The lines that are whole, and the number of those that are not."""
+    whole: list[dict[str, Json]] = []
+    bad = 0
+    for line in path.read_bytes().split(b"\n"):
+        if not line:
+            continue
+        try:
+            whole.append(unsealed(line.decode("utf-8")))
+        except (CorruptFile, UnicodeDecodeError):
+            bad += 1
+    return whole, bad

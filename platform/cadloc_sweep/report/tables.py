@@ -1,0 +1,212 @@
+"""Results as tables for people (terminal, Markdown) and for programs (CSV, JSON)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from cadloc_sweep.report.results import Arm, SweepResults
+from cadloc_sweep.report.statistics import Interval
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+DOMAIN_TITLES = {"photo": "photo (simulated)"}
+"""What a reader must know about a query set whose name alone would mislead."""
+
+COLUMNS: dict[str, tuple[str, str]] = {
+    "translation_error_median_m": ("translation m", "min"),
+    "rotation_error_median_deg": ("rotation °", "min"),
+    "recall_5cm_5deg": ("5 cm 5°", "max"),
+    "recall_10cm_5deg": ("10 cm 5°", "max"),
+    "recall_25cm_2deg": ("25 cm 2°", "max"),
+    "recall_50cm_5deg": ("50 cm 5°", "max"),
+    "recall_5m_10deg": ("5 m 10°", "max"),
+    "recall_1pct_2deg": ("1 % 2°", "max"),
+}
+"""Metric of a query set -> heading and which end is better. Recalls are shares of all queries, shown in percent."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, headings and rows of text; `starts` are the rows at which a new scene begins."""
+
+    title: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    starts: tuple[int, ...] = ()
+
+
+def tables(results: SweepResults) -> list[Table]:
+    """One table per query set, the objective's first: an arm per row, its best value per scene marked with `*`."""
+    domains = sorted(results.domains, key=lambda domain: (not results.objective.startswith(f"test/{domain}/"), domain))
+    made = [_domain_table(results, domain) for domain in domains]
+    extra = [] if _is_shown(results) else [_table(results, "objective", [_objective_column(results)])]
+    return extra + made
+
+
+def as_json(results: SweepResults) -> str:
+    """The report as JSON text: `space`, `arms` per scene, `trials`. Values that do not exist are null."""
+    return json.dumps(results.to_json(), indent=2, allow_nan=False)
+
+
+def as_csv(results: SweepResults) -> str:
+    """The arms as tidy CSV: one line per scene, arm and metric, a column per factor."""
+    factors = sorted({name for arm in results.arms for name in arm.factors})
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["scene", "arm", *factors, "n", "failed", "metric", "mean", "lo", "hi"])
+    for arm in results.arms:
+        values = [json.dumps(arm.factors.get(name)) for name in factors]
+        for name, interval in arm.metrics.items():
+            row = [arm.scene, arm.label, *values, interval.n, arm.failed, name, interval.mean, interval.lo, interval.hi]
+            writer.writerow(row)
+    return text.getvalue()
+
+
+def as_markdown(results: SweepResults) -> str:
+    """The tables in GitHub's Markdown, with the footnote that explains them."""
+    blocks = [f"## {results.space}", *(_markdown_table(table) for table in tables(results)), footnote(results)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def as_rich(results: SweepResults) -> RenderableType:
+    """The tables for a terminal."""
+    from rich.console import Group
+    from rich.text import Text
+
+    return Group(*(_rich_table(table) for table in tables(results)), Text(footnote(results), style="dim"))
+
+
+def footnote(results: SweepResults) -> str:
+    """What the numbers are, and how many trials are behind them."""
+    counts = ", ".join(f"{count} {status}" for status, count in results.counts.items()) or "none"
+    lines = [
+        f"objective: {results.objective} ({results.mode}); trials: {counts}",
+        "mean ± half of the 95 % t interval over seeds (none below two seeds); recalls in % of all queries; * best of its scene",
+    ]
+    if "photo" in results.domains:
+        lines.append("photo (simulated): rendered with other weather, other texture and occluders; not real photographs")
+    if results.baseline:
+        lines.append(f"Δ: objective minus that of {results.baseline}, paired by scene and seed; ! interval excludes 0")
+    return "\n".join(lines)
+
+
+# --- building ---------------------------------------------------------------------------------------------
+
+Cell = Callable[[Arm], str]
+
+
+@dataclass(frozen=True)
+class _Column:
+    heading: str
+    metric: str
+    mode: str
+
+
+def _domain_table(results: SweepResults, domain: str) -> Table:
+    present = {name for arm in results.arms for name in arm.metrics}
+    columns = [
+        _Column(heading, f"test/{domain}/{name}", mode)
+        for name, (heading, mode) in COLUMNS.items()
+        if f"test/{domain}/{name}" in present
+    ]
+    return _table(results, DOMAIN_TITLES.get(domain, domain), columns)
+
+
+def _objective_column(results: SweepResults) -> _Column:
+    return _Column(results.objective, results.objective, results.mode)
+
+
+def _is_shown(results: SweepResults) -> bool:
+    """Whether the objective is a column of a query set's table already."""
+    parts = results.objective.split("/")
+    return len(parts) == 3 and parts[0] == "test" and parts[1] in results.domains and parts[2] in COLUMNS
+
+
+def _table(results: SweepResults, title: str, columns: Sequence[_Column]) -> Table:
+    delta = results.baseline is not None and any(column.metric == results.objective for column in columns)
+    headings = ("scene", "arm", "n", "failed", *(column.heading for column in columns), *(("Δ",) if delta else ()))
+    best = {(column.metric, scene): _best(results, column, scene) for column in columns for scene in results.scenes}
+    rows = []
+    for arm in results.arms:
+        cells = [_cell(arm, column, best[column.metric, arm.scene]) for column in columns]
+        difference = [_delta(results, arm)] if delta else []
+        rows.append((arm.scene, arm.label, str(arm.n), str(arm.failed), *cells, *difference))
+    starts = tuple(index + 1 for index, (one, next_) in enumerate(pairwise(results.arms)) if one.scene != next_.scene)
+    return Table(f"{results.space}: {title}", headings, tuple(rows), starts)
+
+
+def _best(results: SweepResults, column: _Column, scene: str) -> float | None:
+    means = [
+        arm.metrics[column.metric].mean
+        for arm in results.arms
+        if arm.scene == scene and column.metric in arm.metrics
+    ]
+    known = [mean for mean in means if mean is not None]
+    if len(known) < 2:
+        return None
+    return min(known) if column.mode == "min" else max(known)
+
+
+def _cell(arm: Arm, column: _Column, best: float | None) -> str:
+    interval = arm.metrics.get(column.metric)
+    if interval is None or interval.mean is None:
+        return "–"
+    scale = 100.0 if "/recall_" in column.metric else 1.0
+    mark = "*" if best is not None and interval.mean == best else ""
+    return _number(interval, scale) + mark
+
+
+def _number(interval: Interval, scale: float) -> str:
+    assert interval.mean is not None
+    mean = _digits(interval.mean * scale)
+    return mean if interval.hi is None else f"{mean} ± {_digits((interval.hi - interval.mean) * scale)}"
+
+
+def _digits(value: float) -> str:
+    """Three significant digits without an exponent, so that a column can be compared by eye."""
+    size = abs(value)
+    return f"{value:.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size >= 1 else f"{value:.3f}"
+
+
+def _delta(results: SweepResults, arm: Arm) -> str:
+    difference = results.difference_from_baseline(arm)
+    if difference is None or difference.mean is None:
+        return "–"
+    sign = "+" if difference.mean > 0 else ""
+    return sign + _number(difference, 1.0) + (" !" if difference.decided else "")
+
+
+# --- drawing ----------------------------------------------------------------------------------------------
+
+
+def _markdown_table(table: Table) -> str:
+    lines = [f"### {table.title}", ""]
+    lines.append("| " + " | ".join(table.headings) + " |")
+    lines.append("|" + "|".join("---" if index < 2 else "--:" for index in range(len(table.headings))) + "|")
+    lines += ["| " + " | ".join(_bold(cell).replace("|", "\\|") for cell in row) + " |" for row in table.rows]
+    return "\n".join(lines)
+
+
+def _bold(cell: str) -> str:
+    return f"**{cell.removesuffix('*')}**" if cell.endswith("*") else cell
+
+
+def _rich_table(table: Table) -> RenderableType:
+    from rich.markup import escape
+    from rich.table import Table as RichTable
+
+    drawn = RichTable(title=table.title, title_justify="left")
+    for index, heading in enumerate(table.headings):
+        drawn.add_column(heading, justify="left" if index < 2 else "right", no_wrap=index != 1)
+    for index, row in enumerate(table.rows):
+        if index in table.starts:
+            drawn.add_section()
+        drawn.add_row(*(f"[bold green]{escape(cell)}[/]" if cell.endswith("*") else escape(cell) for cell in row))
+    return drawn

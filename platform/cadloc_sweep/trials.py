@@ -1,0 +1,221 @@
+"""Trial, result and every path of a sweep: value objects only, safe to send to another process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from cadloc.config import NonNegative, Positive, Settings, TrialConfig
+from cadloc.contract import Json
+
+TrialStatus: TypeAlias = Literal["finished", "stopped", "failed", "interrupted"]
+"""`stopped`: ended early by the scheduler, on purpose; `interrupted`: to be taken up again by the next run."""
+
+FINAL_STATUSES: frozenset[str] = frozenset({"finished", "stopped", "failed"})
+"""A trial in one of these runs again only when asked to (`failed`: by `--retry-failed`)."""
+
+
+class Resources(Settings):
+    """What one trial occupies while it runs; fractions of a GPU share it."""
+
+    cpu: Positive = 1
+    gpu: NonNegative = 0
+    max_runtime_s: Positive | None = None
+    """A trial that reports progress later than this after its start fails. None: no limit."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One configuration and one seed.
+
+    `id` is 12 hex digits over everything its result depends on; `arm` 16 hex digits over the same without the
+    seed (so it differs between scenes); `factors` are the dimensions that vary, the scene's name included, as
+    the space writes them; `arm_label` says the factors without the scene in one line.
+    """
+
+    id: str
+    config: TrialConfig
+    factors: Mapping[str, Json]
+    seed: int
+    arm: str
+    arm_label: str
+    resources: Resources = Resources()
+
+    @property
+    def scene(self) -> str:
+        """Name of the scene."""
+        return self.config.scene.name
+
+    @property
+    def device(self) -> str:
+        """`cuda` when the trial asks for (a share of) a GPU, else `cpu`."""
+        return "cuda" if self.resources.gpu > 0 else "cpu"
+
+    def to_json(self) -> dict[str, Json]:
+        """The trial as JSON; `from_json` undoes it."""
+        plain = {item.name: getattr(self, item.name) for item in fields(self)}
+        return plain | {
+            "config": self.config.model_dump(mode="json"),
+            "factors": dict(self.factors),
+            "resources": self.resources.model_dump(mode="json"),
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Json]) -> Trial:
+        """The trial that `to_json` wrote. Raises ValueError (pydantic's) or TypeError when it did not."""
+        config = TrialConfig.model_validate(data["config"])
+        resources = Resources.model_validate(data["resources"])
+        return Trial(**{**data, "config": config, "resources": resources})
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """How a trial ended: the content of its `result.json`.
+
+    `error` is the exception's last line, `log` the place of its output. `seconds` counts this attempt only;
+    `versions` names the interpreter, the libraries and (when known) the commit of the code that ran;
+    `started` and `ended` are seconds since 1970.
+    """
+
+    id: str
+    status: TrialStatus
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    error: str | None = None
+    traceback: str | None = None
+    log: str | None = None
+    seconds: float = 0.0
+    versions: Mapping[str, str] = field(default_factory=dict)
+    device: str = "cpu"
+    started: float = 0.0
+    ended: float = 0.0
+    out_of_disk: bool = False
+
+    def to_json(self) -> dict[str, Json]:
+        """The result as JSON; `from_json` undoes it."""
+        return asdict(self) | {"metrics": dict(self.metrics), "versions": dict(self.versions)}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Json]) -> TrialResult:
+        """The result that `to_json` wrote. Raises TypeError for any other keys."""
+        return TrialResult(**data)
+
+
+@dataclass(frozen=True)
+class TrialPaths:
+    """Every path below one trial's directory that another part reads."""
+
+    directory: Path
+
+    @property
+    def config(self) -> Path:
+        """The trial as it was run (`Trial.to_json`)."""
+        return self.directory / "config.json"
+
+    @property
+    def result(self) -> Path:
+        """How it ended, with a checksum; present means ended."""
+        return self.directory / "result.json"
+
+    @property
+    def history(self) -> Path:
+        """One JSON line per `Progress`."""
+        return self.directory / "history.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """What went wrong, attempt after attempt."""
+        return self.directory / "log.txt"
+
+    @property
+    def map(self) -> Path:
+        """The trained head; `map.json` beside it says what it is."""
+        return self.directory / "map.safetensors"
+
+    @property
+    def map_card(self) -> Path:
+        """Head, encoder, scene and frame of the map."""
+        return self.directory / "map.json"
+
+    @property
+    def figures(self) -> Path:
+        """Folder of PNG figures."""
+        return self.directory / "figures"
+
+    @property
+    def checkpoint(self) -> Path:
+        """What training resumes from; gone when the trial has finished."""
+        return self.directory / "checkpoint.pt"
+
+    def poses(self, test_set: str) -> Path:
+        """Estimated poses and their errors on one test set, one row per query."""
+        return self.directory / f"poses_{test_set}.csv"
+
+
+@dataclass(frozen=True)
+class SweepPaths:
+    """Every path of one sweep: `<out>/<space name>/…`, and what its sweeps share beside it."""
+
+    out: Path
+    space_name: str
+
+    @property
+    def directory(self) -> Path:
+        """The sweep's own folder."""
+        return self.out / self.space_name
+
+    @property
+    def space(self) -> Path:
+        """The space with every variable filled in: it can be run as it stands."""
+        return self.directory / "space.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """Trials and stages of the latest run, in order."""
+        return self.directory / "plan.json"
+
+    @property
+    def ledger(self) -> Path:
+        """What has happened, one checksummed line per event."""
+        return self.directory / "ledger.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        """Who drives the sweep."""
+        return self.directory / "lock"
+
+    @property
+    def control(self) -> Path:
+        """Folder of requests to a running sweep: a file `stop` drains it."""
+        return self.directory / "control"
+
+    @property
+    def trials(self) -> Path:
+        """Folder of the trials' own folders."""
+        return self.directory / "trials"
+
+    @property
+    def store(self) -> Path:
+        """Where stages are stored unless another place is given."""
+        return self.out / ".store"
+
+    @property
+    def mlflow_database(self) -> Path:
+        """MLflow's database unless a tracking URI is given."""
+        return self.out / "mlflow.db"
+
+    @property
+    def mlflow_artifacts(self) -> Path:
+        """MLflow's artifacts unless a tracking URI is given."""
+        return self.out / "mlartifacts"
+
+    def trial(self, trial_id: str) -> TrialPaths:
+        """Paths of one trial."""
+        return TrialPaths(self.trials / trial_id)
+
+
+def trial_from_file(paths: TrialPaths) -> Trial:
+    """The trial that a worker wrote into its directory. Raises OSError, ValueError or TypeError when it cannot be read."""
+    return Trial.from_json(json.loads(paths.config.read_text(encoding="utf-8")))

@@ -1,0 +1,139 @@
+"""Stage `buffer`: the training samples of a head, encoded once for all trials with the same views and encoder.
+
+A sample is a cell that sees the model: its feature, its pixel, the view it is of, and the scene coordinate behind it
+(ACE, section 3.2). Poses and intrinsics are stored per view, not per sample. The first pass encodes the views as
+they are; each further pass encodes them anew under random scale, rotation, brightness and contrast.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cadloc.augmentation import Warp, draw_warp, identity_warp, jitter
+from cadloc.config import BufferConfig
+from cadloc.contract import Fault, InputError, Json, canonical
+from cadloc.datasets.ace_layout import Dataset, View
+from cadloc.encoders import Encoder
+from cadloc.encoders.images import STRIDE
+from cadloc.encoding import encode_image, image_depth_m, process_encoder
+from cadloc.geometry import Array, cell_pixels, inverse, transform_points, unproject
+from cadloc.parts import join_parts, write_part
+
+VIEWS_PER_CHUNK = 25
+SCHEMA_VERSION = 1
+_SAMPLE_ARRAYS = ("features", "pixels", "view", "scene_coordinates")
+_VIEW_ARRAYS = ("cam_from_cad", "intrinsics")
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """N samples of V augmented views, memory-mapped; view `passes · i + p` is the i-th mapping view in pass p.
+
+    `features` (N, C) float16, `pixels` (N, 2) float32, `view` (N,) int32, `scene_coordinates` (N, 3) float32 in
+    `cad`; `cam_from_cad` (V, 4, 4) and `intrinsics` (V, 3, 3) float64 are those of the augmented views.
+    """
+
+    features: NDArray[np.float16]
+    pixels: NDArray[np.float32]
+    view: NDArray[np.int32]
+    scene_coordinates: NDArray[np.float32]
+    cam_from_cad: Array
+    intrinsics: Array
+
+    @classmethod
+    def open(cls, directory: Path) -> Buffer:
+        """The finished stage below `directory`."""
+        samples = (np.load(directory / f"{name}.npy", mmap_mode="r") for name in _SAMPLE_ARRAYS)
+        return cls(*samples, *(np.load(directory / f"{name}.npy") for name in _VIEW_ARRAYS))
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+
+def chunks(config: Mapping[str, Json], inputs: Mapping[str, Path]) -> int:
+    """Groups of up to 25 views, every pass of them."""
+    return -(-len(_views(inputs)) // VIEWS_PER_CHUNK)
+
+
+def build_chunk(config: Mapping[str, Json], inputs: Mapping[str, Path], directory: Path, chunk: int) -> int:
+    """Encodes every pass of one group of views into `directory/parts`; returns how many samples that made."""
+    settings = BufferConfig.model_validate(config["buffer"])
+    encoder = process_encoder(canonical(config["encoder"]))
+    views = _views(inputs)
+    first = chunk * VIEWS_PER_CHUNK
+    encoded = [
+        _samples(encoder, views[i], settings, i * settings.passes + p, len(views))
+        for i in range(first, min(first + VIEWS_PER_CHUNK, len(views)))
+        for p in range(settings.passes)
+    ]
+    part = {name: np.concatenate([item[name] for item in encoded]) for name in _SAMPLE_ARRAYS}
+    write_part(directory, chunk, part | {name: np.stack([item[name] for item in encoded]) for name in _VIEW_ARRAYS})
+    return len(part["view"])
+
+
+def finish(config: Mapping[str, Json], inputs: Mapping[str, Path], directory: Path) -> None:
+    """Joins the groups and writes `buffer.json`. Raises InputError when no cell of any view sees the model."""
+    join_parts(directory, chunks(config, inputs), (*_SAMPLE_ARRAYS, *_VIEW_ARRAYS))
+    buffer = Buffer.open(directory)
+    if not len(buffer):
+        raise InputError(Fault(str(inputs["views"]), "mapping", "no cell with a known depth", "views of the model"))
+    card = {
+        "schema_version": SCHEMA_VERSION,
+        "samples": len(buffer),
+        "dimensions": buffer.features.shape[1],
+        "views": len(buffer.intrinsics),
+        **config,
+    }
+    (directory / "buffer.json").write_text(json.dumps(card, indent=2) + "\n")
+
+
+def quota(samples: int, view: int, views: int) -> int:
+    """How many of the samples the augmented view contributes: equal shares, the remainder spread evenly."""
+    return (view + 1) * samples // views - view * samples // views
+
+
+def augmented(view: View, settings: BufferConfig, pass_: int) -> tuple[NDArray[np.uint8], Warp, np.random.Generator]:
+    """The view's image as pass `pass_` encodes it, its warp, and the generator that goes on to draw its samples.
+
+    The draw depends on seed, view name and pass only: neither on other views nor on who makes which chunk.
+    """
+    generator = np.random.default_rng([settings.seed, pass_, *view.name.encode()])
+    image = view.read_image()
+    height, width = image.shape[:2]
+    if pass_ == 0:
+        warp = identity_warp(view.intrinsics, width, height)
+        return np.ascontiguousarray(image[: warp.height_px, : warp.width_px]), warp, generator
+    warp = draw_warp(settings.augmentation, view.intrinsics, width, height, generator)
+    return jitter(warp.image(image, view.intrinsics), settings.augmentation, generator), warp, generator
+
+
+def _views(inputs: Mapping[str, Path]) -> tuple[View, ...]:
+    return Dataset.open(inputs["views"]).views("mapping")
+
+
+def _samples(encoder: Encoder, view: View, settings: BufferConfig, index: int, views: int) -> dict[str, NDArray[Any]]:
+    """Samples of augmented view `index` of `views · passes`, each cell at most once, and its pose and intrinsics."""
+    image, warp, generator = augmented(view, settings, index % settings.passes)
+    pixels = cell_pixels(warp.height_px // STRIDE, warp.width_px // STRIDE).reshape(-1, 2)
+    depth_m = image_depth_m(view, warp.original_pixels(pixels, view.intrinsics))
+    known = np.flatnonzero(np.isfinite(depth_m))
+    wanted = min(len(known), quota(settings.samples, index, views * settings.passes))
+    chosen = np.sort(generator.choice(known, wanted, replace=False))
+    cam_from_cad = warp.warped_from_cam @ inverse(view.cad_from_cam)
+    points_cam = unproject(pixels[chosen], depth_m[chosen], warp.intrinsics)
+    features = encode_image(encoder, image)
+    return {
+        "features": features.reshape(len(pixels), -1)[chosen].astype(np.float16),
+        "pixels": pixels[chosen].astype(np.float32),
+        "view": np.full(wanted, index, np.int32),
+        "scene_coordinates": transform_points(inverse(cam_from_cad), points_cam).astype(np.float32),
+        "cam_from_cad": cam_from_cad,
+        "intrinsics": warp.intrinsics,
+    }

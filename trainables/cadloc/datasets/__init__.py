@@ -1,0 +1,1 @@
+"""Choices; see the modules."""

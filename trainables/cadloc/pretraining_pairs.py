@@ -1,0 +1,236 @@
+"""Pairs of images of one building, and which of their cells see the same point: what pre-training learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cadloc.augmentation import Warp, identity_warp, sample_depth_m
+from cadloc.encoders.images import STRIDE
+from cadloc.geometry import Array, cell_pixels, inverse, project, transform_points, unproject
+from cadloc.pretraining_photos import photographed, sky
+
+SAME_DEPTH = 0.03
+"""Relative difference up to which a projected point and the surface in the other view are one."""
+
+
+@dataclass(frozen=True)
+class PooledBuilding:
+    """Memory-mapped views of one building: images (V, H, W, 3) uint8, depths (V, H, W) in metres (0: nothing),
+    `cad_from_cam` (V, 4, 4), intrinsics (V, 3, 3), the appearance (V,) each was rendered in, and `pairs` (P, 2) of
+    views that see enough of the same surface."""
+
+    images: NDArray[np.uint8]
+    depths_m: NDArray[np.float16]
+    cad_from_cam: Array
+    intrinsics: Array
+    appearance: NDArray[np.int_]
+    pairs: NDArray[np.int_]
+
+    @classmethod
+    def open(cls, directory: Path) -> PooledBuilding:
+        """The building stored in a pool's sub-directory."""
+        images, depths_m = (np.load(directory / name, mmap_mode="r") for name in ("images.npy", "depths_m.npy"))
+        rest = (np.load(directory / f"{name}.npy") for name in ("cad_from_cam", "intrinsics", "appearance", "pairs"))
+        return cls(images, depths_m, *rest)
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Width and height of the images."""
+        return self.images.shape[2], self.images.shape[1]
+
+
+@dataclass(frozen=True)
+class Match:
+    """Cells of image `a` and where the same points lie in image `b`; N matches.
+
+    `cells_a` (N,) are flat indices into a's grid, `pixels_b` (N, 2), `points_cad` (N, 3); two points farther apart
+    than their `reach_m` (N,), about a cell's size on the surface, are different points.
+    """
+
+    cells_a: NDArray[np.int_]
+    pixels_b: Array
+    points_cad: Array
+    reach_m: Array
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Some cells of one image: flat indices (M,), and the points (M, 3) they see, NaN where that is the sky."""
+
+    cells: NDArray[np.int_]
+    points_cad: Array
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two pictures (H, W, 3) uint8, their matches, and other cells of each to tell the matches from."""
+
+    image_a: NDArray[np.uint8]
+    image_b: NDArray[np.uint8]
+    match: Match
+    others_a: Cells
+    others_b: Cells
+
+
+@dataclass(frozen=True)
+class WarpedView:
+    """A pooled view under a warp."""
+
+    building: PooledBuilding
+    index: int
+    warp: Warp
+
+    def image(self) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """The warped picture and where (H, W) it shows no surface."""
+        K = self.building.intrinsics[self.index]
+        surface = (self.building.depths_m[self.index] > 0).astype(np.uint8)
+        picture = self.warp.image(self.building.images[self.index], K, border=cv2.BORDER_CONSTANT)
+        return picture, self.warp.image(surface, K, border=cv2.BORDER_CONSTANT) == 0
+
+    def depth_m(self, pixels: Array) -> Array:
+        """Depth (N,) at warped pixels (N, 2); NaN where unknown."""
+        original = self.warp.original_pixels(pixels, self.building.intrinsics[self.index])
+        return sample_depth_m(self.building.depths_m[self.index], original)
+
+    @property
+    def warped_from_cad(self) -> Array:
+        """Rigid (4, 4) into the warped camera's frame."""
+        return self.warp.warped_from_cam @ inverse(self.building.cad_from_cam[self.index])
+
+
+def grid_of(view: WarpedView) -> Array:
+    """Pixels (cells, 2) that the view's cells look at, row by row."""
+    return cell_pixels(view.warp.height_px // STRIDE, view.warp.width_px // STRIDE).reshape(-1, 2)
+
+
+def points_of(view: WarpedView, pixels: Array) -> tuple[Array, Array]:
+    """Points in `cad` (N, 3) and depths (N,) behind warped pixels (N, 2); NaN where unknown."""
+    depth_m = view.depth_m(pixels)
+    points_warped = unproject(pixels, depth_m, view.warp.intrinsics)
+    return transform_points(inverse(view.warped_from_cad), points_warped), depth_m
+
+
+def match_cells(a: WarpedView, b: WarpedView) -> Match:
+    """All cells of `a` whose point `b` sees too."""
+    points_cad, depth_a_m = points_of(a, grid_of(a))
+    points_b = transform_points(b.warped_from_cad, points_cad)
+    pixels_b = project(points_b, b.warp.intrinsics)
+    with np.errstate(invalid="ignore"):
+        inside = ((pixels_b >= 0) & (pixels_b < [b.warp.width_px, b.warp.height_px])).all(axis=1)
+        seen = inside & (np.abs(b.depth_m(pixels_b) / points_b[:, 2] - 1) < SAME_DEPTH)
+    reach_m = STRIDE * np.maximum(depth_a_m / a.warp.intrinsics[0, 0], points_b[:, 2] / b.warp.intrinsics[0, 0])
+    chosen = np.flatnonzero(seen)
+    return Match(chosen, pixels_b[chosen], points_cad[chosen], reach_m[chosen])
+
+
+def overlapping_pairs(building: PooledBuilding, min_share: float) -> NDArray[np.int_]:
+    """Pairs (P, 2) of views of which the first sees at least this share of its cells in the second as well."""
+    views = plain_views(building)
+    cells = len(grid_of(views[0]))
+    found = [
+        (i, j)
+        for i, a in enumerate(views)
+        for j, b in enumerate(views)
+        if i != j and len(match_cells(a, b).cells_a) >= min_share * cells
+    ]
+    return np.array(found, int).reshape(-1, 2)
+
+
+def draw_pair(
+    building: PooledBuilding, size_px: tuple[int, int], matches: int, generator: np.random.Generator
+) -> Pair | None:
+    """A random overlapping pair, each view scaled, turned and cropped to `size_px` about a point both see.
+
+    It holds exactly `matches` matches. None when the draw left fewer: nothing of the pair can be kept then.
+    """
+    views = plain_views(building)
+    plain = [views[i] for i in building.pairs[generator.integers(len(building.pairs))]]
+    common = match_cells(*plain)
+    focus_cad = common.points_cad[generator.integers(len(common.points_cad))]
+    a, b = (_drawn_about(view, focus_cad, size_px, generator) for view in plain)
+    (shown_a, sky_a), (shown_b, sky_b) = a.image(), b.image()
+    image_a, hidden_a = photographed(shown_a, sky_a, generator)
+    image_b, hidden_b = photographed(shown_b, sky_b, generator)
+    match = _visible(match_cells(a, b), hidden_a, hidden_b)
+    if len(match.cells_a) < matches:
+        return None
+    kept = _subset(match, generator.choice(len(match.cells_a), matches, replace=False))
+    others_a, others_b = (_others(view, sky_, matches, generator) for view, sky_ in ((a, sky_a), (b, sky_b)))
+    return Pair(image_a, image_b, kept, others_a, others_b)
+
+
+def plain_views(building: PooledBuilding) -> list[WarpedView]:
+    """The building's views as rendered."""
+    width, height = building.size_px
+    return [WarpedView(building, i, identity_warp(K, width, height)) for i, K in enumerate(building.intrinsics)]
+
+
+def under_sky(view: WarpedView, generator: np.random.Generator) -> NDArray[np.uint8]:
+    """The view's image (H, W, 3) with a random sky where it shows no surface."""
+    image, background = view.image()
+    drawn = np.clip(sky(image.shape[:2], generator) * 255, 0, 255).astype(np.uint8)
+    return np.where(background[..., None], drawn, image)
+
+
+def draw_batch(
+    buildings: Sequence[PooledBuilding],
+    size_px: tuple[int, int],
+    pairs: int,
+    pairs_per_building: int,
+    matches: int,
+    generator: np.random.Generator,
+) -> tuple[list[Pair], NDArray[np.int_]]:
+    """`pairs` pairs, `pairs_per_building` at a time from one building, and each one's building (pairs,)."""
+    drawn: list[Pair] = []
+    owners: list[int] = []
+    while len(drawn) < pairs:
+        owner = int(generator.integers(len(buildings)))
+        wanted = min(pairs_per_building, pairs - len(drawn))
+        candidates = (draw_pair(buildings[owner], size_px, matches, generator) for _ in range(4 * wanted))
+        found = list(islice((pair for pair in candidates if pair is not None), wanted))
+        drawn += found
+        owners += [owner] * len(found)
+    return drawn, np.array(owners)
+
+
+def _drawn_about(
+    view: WarpedView, focus_cad: Array, size_px: tuple[int, int], generator: np.random.Generator
+) -> WarpedView:
+    """The view scaled by 0.7 to 1.4, turned by up to 15°, cropped so that the focus lands near the middle."""
+    scale = float(np.exp(generator.uniform(np.log(0.7), np.log(1.4))))
+    K = view.building.intrinsics[view.index].copy()
+    K[:2] *= scale
+    turned = Warp(K, float(generator.uniform(-15, 15)), *size_px)
+    turned_from_cad = turned.warped_from_cam @ inverse(view.building.cad_from_cam[view.index])
+    focus_px = project(transform_points(turned_from_cad, focus_cad[None]), K)[0]
+    K[:2, 2] += generator.uniform(0.3, 0.7, 2) * size_px - focus_px
+    return WarpedView(view.building, view.index, turned)
+
+
+def _visible(match: Match, hidden_a: NDArray[np.bool_], hidden_b: NDArray[np.bool_]) -> Match:
+    columns = hidden_a.shape[1] // STRIDE
+    row, column = np.divmod(match.cells_a, columns)
+    in_a = ~hidden_a[row * STRIDE + STRIDE // 2, column * STRIDE + STRIDE // 2]
+    u, v = match.pixels_b.astype(int).T
+    return _subset(match, np.flatnonzero(in_a & ~hidden_b[v, u]))
+
+
+def _subset(match: Match, kept: NDArray[np.int_]) -> Match:
+    return Match(match.cells_a[kept], match.pixels_b[kept], match.points_cad[kept], match.reach_m[kept])
+
+
+def _others(view: WarpedView, sky_where: NDArray[np.bool_], count: int, generator: np.random.Generator) -> Cells:
+    """`count` random cells (with repetition) that see a known point or plain sky."""
+    pixels = grid_of(view)
+    points_cad, depth_m = points_of(view, pixels)
+    column, row = pixels.astype(int).T
+    usable = np.flatnonzero(np.isfinite(depth_m) | sky_where[row, column])
+    chosen = generator.choice(usable, count)
+    return Cells(chosen, points_cad[chosen])

@@ -1,0 +1,292 @@
+"""Where virtual cameras stand: orbits about the building, and people's places on the ground in front of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import count, product
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cadloc.cad import CadModel
+from cadloc.config import ImageConfig, ViewpointsConfig, ViewsConfig
+from cadloc.contract import Fault, InputError
+from cadloc.datasets.ace_layout import Split
+from cadloc.geometry import Array, cell_pixels, look_at, pinhole, rotation_error_deg, unproject
+from cadloc.raycasting import RayCaster
+
+GROUND_RELIEF_M = 0.5
+"""What rises no higher above the ground is ground: kerbs, paving, low steps."""
+
+_DRAWING_ORDER: tuple[Split, ...] = ("query", "validation", "mapping")
+_TRIMMED_SHARE = 0.005
+_STEP_M = 1.5
+_TRIES_IN_A_ROW = 1000
+_TARGETS = 16
+_GOLDEN_RATIO = (np.sqrt(5) - 1) / 2
+
+UNDER_A_ROOF = "stand under, inside or on top of the model, or below its ground"
+TOO_CLOSE = "have a surface within the clearance"
+NOTHING_VISIBLE = "see none of the surface points they could look at"
+TOO_LITTLE = "see too little of the building"
+DUPLICATE = "repeat a viewpoint of another split"
+
+
+@dataclass(frozen=True, eq=False)
+class Viewpoint:
+    """A virtual camera: `cad_from_cam` (4, 4) and `intrinsics` (3, 3), float64."""
+
+    name: str
+    cad_from_cam: Array
+    intrinsics: Array
+
+
+class Site:
+    """A model as those see it who place cameras: its building, the ground about it, and what is in the way.
+
+    The *building* is every face that is not ground; ground are faces that lie below `ground_z_m` +
+    `GROUND_RELIEF_M`, and near-horizontal ones up to twice as high. Raises InputError for a model of ground only.
+    """
+
+    def __init__(self, model: CadModel, ground_z_m: float | None = None) -> None:
+        self.model = model
+        self.caster = RayCaster(model)
+        self.ground_z_m = model.ground_height_m if ground_z_m is None else ground_z_m
+        self.building = _building_faces(model, self.ground_z_m)
+        if not self.building.any():
+            found = f"no surface higher than {GROUND_RELIEF_M} m above the ground (z = {self.ground_z_m:g} m)"
+            raise InputError(Fault(model.name, "scene.ground_z_m", found, "the height of the ground, metres in `cad`"))
+
+    @cached_property
+    def box(self) -> Array:
+        """Lowest and highest corner (2, 3) of the building, half a percent of its area trimmed off each side.
+
+        Neither a plaza wider than the building, nor a lamp post far out on it, nor a spire's tip moves the cameras.
+        """
+        mesh = self.model.mesh
+        corners = np.asarray(mesh.triangles)[self.building].reshape(-1, 3)
+        weights = np.repeat(mesh.area_faces[self.building], 3)
+        shares = (_TRIMMED_SHARE, 1 - _TRIMMED_SHARE)
+        return np.stack([_weighted_quantiles(corners[:, axis], weights, shares) for axis in range(3)], axis=-1)
+
+    @property
+    def middle(self) -> Array:
+        """Centre (3,) of the building's bounding sphere."""
+        return np.asarray(self.box.mean(axis=0))
+
+    @property
+    def radius_m(self) -> float:
+        """Radius of the building's bounding sphere."""
+        return float(np.linalg.norm(self.box[1] - self.box[0]) / 2)
+
+    def surface_z_m(self, x_m: float, y_m: float) -> float:
+        """Height of what the sky sees at (x, y); -inf where that is nothing."""
+        above = self.model.bounds[1, 2] + 1.0
+        hits = self.caster.hit([[x_m, y_m, above]], [[0.0, 0.0, -1.0]])
+        return float(above - hits.distance[0])
+
+    def building_share(self, cad_from_cam: Array, intrinsics: Array, image: ImageConfig) -> float:
+        """Share of the image's cells (stride 8) whose middle sees the building."""
+        cells = cell_pixels(image.height_px // 8, image.width_px // 8).reshape(-1, 2)
+        directions = unproject(cells, np.ones(len(cells)), intrinsics) @ cad_from_cam[:3, :3].T
+        triangle = self.caster.hit(cad_from_cam[:3, 3], directions).triangle
+        return float((self.building[triangle] & (triangle >= 0)).mean())
+
+    def sees(self, eye: Array, points: Array) -> NDArray[np.bool_]:
+        """(N,): whether the straight line from `eye` (3,) reaches the points (N, 3)."""
+        return np.asarray(self.caster.hit(eye, points - eye).distance > 0.999)
+
+    def rejection(
+        self, cad_from_cam: Array, intrinsics: Array, image: ImageConfig, config: ViewpointsConfig
+    ) -> str | None:
+        """Why no camera should stand there, None if one may: the words of this module's constants.
+
+        "Free" means under open sky: parity tests for "inside" fail on open and self-intersecting meshes.
+        """
+        eye = cad_from_cam[:3, 3]
+        height_m = eye[2] - max(self.surface_z_m(eye[0], eye[1]), self.ground_z_m)
+        if height_m <= 0.1:
+            return UNDER_A_ROOF
+        if self.caster.clearance_m(eye[None])[0] < min(config.clearance_m, 0.9 * height_m):
+            return TOO_CLOSE
+        if self.building_share(cad_from_cam, intrinsics, image) < config.min_hit_share:
+            return TOO_LITTLE
+        return None
+
+
+def plan_viewpoints(site: Site, views: ViewsConfig) -> dict[Split, tuple[Viewpoint, ...]]:
+    """Viewpoints of the splits, each drawn from its own seed; the same settings give the same ones.
+
+    Ground-level and orbit views alternate in the configured shares. A draw is repeated until the camera stands
+    free, sees enough of the building and repeats no viewpoint of another split. Queries are drawn first, so that
+    more mapping views leave them as they are.
+
+    Raises InputError, saying which condition turned down how many, when 1000 draws in a row are turned down.
+    """
+    plan: dict[Split, tuple[Viewpoint, ...]] = {}
+    for split in _DRAWING_ORDER:
+        others = [viewpoint for drawn in plan.values() for viewpoint in drawn]
+        plan[split] = _draw_split(site, views, split, getattr(views.counts, split), others)
+    return {split: plan[split] for split in reversed(_DRAWING_ORDER)}
+
+
+def _draw_split(
+    site: Site, views: ViewsConfig, split: Split, number: int, others: Sequence[Viewpoint]
+) -> tuple[Viewpoint, ...]:
+    rng = np.random.default_rng([views.seed, *split.encode()])
+    ground = _ground_candidates(site, views, rng)
+    orbit = _orbit_candidates(site, views, rng)
+    is_duplicate = _duplicate_test(others, views.viewpoints)
+    share = views.viewpoints.ground_share
+    drawn = []
+    for index in range(number):
+        at_ground = int((index + 1) * share + 1e-9) > int(index * share + 1e-9)
+        name = f"{split}_{index:06d}"
+        drawn.append(_first_accepted(ground if at_ground else orbit, name, site, views, is_duplicate))
+    return tuple(drawn)
+
+
+def _first_accepted(
+    candidates: Iterator[tuple[Array, Array] | str],
+    name: str,
+    site: Site,
+    views: ViewsConfig,
+    is_duplicate: Callable[[Array], bool],
+) -> Viewpoint:
+    rejections: Counter[str] = Counter()
+    while rejections.total() < _TRIES_IN_A_ROW:
+        candidate = next(candidates)
+        if isinstance(candidate, str):
+            rejections[candidate] += 1
+            continue
+        reason = site.rejection(*candidate, views.image, views.viewpoints)
+        reason = reason or (DUPLICATE if is_duplicate(candidate[0]) else None)
+        if reason is None:
+            return Viewpoint(name, *candidate)
+        rejections[reason] += 1
+    raise InputError(_impossible(site, name, rejections, views.viewpoints))
+
+
+def _impossible(site: Site, name: str, rejections: Mapping[str, int], config: ViewpointsConfig) -> Fault:
+    reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(rejections.items()))
+    return Fault(
+        site.model.name,
+        "views.viewpoints",
+        f"no place for {name} in {_TRIES_IN_A_ROW} draws: {reasons}",
+        f"settings that leave room: min_hit_share is {config.min_hit_share:g}, clearance_m {config.clearance_m:g}, "
+        f"min_separation_m {config.min_separation_m:g}, min_separation_deg {config.min_separation_deg:g}",
+        "relax these or widen distances, elevations_deg, azimuth_deg, fields_of_view_deg",
+    )
+
+
+def _orbit_candidates(site: Site, views: ViewsConfig, rng: np.random.Generator) -> Iterator[tuple[Array, Array]]:
+    """Every combination of elevation, distance and field of view in random order, again and again.
+
+    Azimuths go round by the golden ratio: evenly spread however many of them are used.
+    """
+    config = views.viewpoints
+    rings = list(product(config.orbit.elevations_deg, config.orbit.distances, config.fields_of_view_deg))
+    azimuths_deg = _azimuths_deg(config, rng)
+    while True:
+        for elevation_deg, multiple, view_deg in [rings[index] for index in rng.permutation(len(rings))]:
+            intrinsics = pinhole(views.image.width_px, views.image.height_px, view_deg)
+            distance_m = multiple * fitting_distance_m(site.radius_m, intrinsics, views.image)
+            eye = site.middle + distance_m * _direction(next(azimuths_deg), elevation_deg)
+            target = site.middle + config.orbit.target_spread * site.radius_m * _in_unit_ball(rng)
+            yield look_at(eye, target, roll_deg=config.roll_deg * rng.standard_normal()), intrinsics
+
+
+def _ground_candidates(
+    site: Site, views: ViewsConfig, rng: np.random.Generator
+) -> Iterator[tuple[Array, Array] | str]:
+    config = views.viewpoints
+    targets = _surface_points(site, rng)
+    for azimuth_deg in _azimuths_deg(config, rng):
+        intrinsics = pinhole(views.image.width_px, views.image.height_px, rng.choice(config.fields_of_view_deg))
+        multiple = np.exp(rng.uniform(*np.log(config.ground.distances)))
+        distance_m = multiple * fitting_distance_m(site.radius_m, intrinsics, views.image)
+        eye = site.middle + distance_m * _direction(azimuth_deg, 0.0)
+        soil_m = _standing_z_m(site, eye)
+        if soil_m is None:
+            yield UNDER_A_ROOF
+            continue
+        low, spread = config.ground.eye_height_m, config.ground.eye_height_spread_m
+        eye[2] = soil_m + max(low + spread * rng.standard_normal(), 0.5 * low)
+        points = targets[rng.integers(len(targets), size=_TARGETS)]
+        visible = points[site.sees(eye, points)]
+        if not len(visible):
+            yield NOTHING_VISIBLE
+            continue
+        aim = visible[0] + np.tan(np.deg2rad(config.ground.aim_spread_deg)) * distance_m * rng.standard_normal(3)
+        yield look_at(eye, aim, roll_deg=config.roll_deg * rng.standard_normal()), intrinsics
+
+
+def _standing_z_m(site: Site, place: Array) -> float | None:
+    """Height of the floor somebody at (x, y) stands on; None on roofs and other high things."""
+    surface_m = site.surface_z_m(place[0], place[1])
+    if np.isinf(surface_m):
+        return site.ground_z_m
+    return surface_m if abs(surface_m - site.ground_z_m) <= _STEP_M else None
+
+
+def fitting_distance_m(radius_m: float, intrinsics: Array, image: ImageConfig) -> float:
+    """Distance from which a sphere just fills the smaller field of view."""
+    half_angle = np.arctan(min(image.width_px / intrinsics[0, 0], image.height_px / intrinsics[1, 1]) / 2)
+    return float(radius_m / np.sin(half_angle))
+
+
+def _azimuths_deg(config: ViewpointsConfig, rng: np.random.Generator) -> Iterator[float]:
+    low, high = config.azimuth_deg
+    start = rng.uniform()
+    return (low + (start + index * _GOLDEN_RATIO) % 1.0 * (high - low) for index in count())
+
+
+def _direction(azimuth_deg: float, elevation_deg: float) -> Array:
+    azimuth, elevation = np.deg2rad([azimuth_deg, elevation_deg])
+    return np.array([np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)])
+
+
+def _in_unit_ball(rng: np.random.Generator) -> Array:
+    direction = rng.standard_normal(3)
+    return np.asarray(direction / np.linalg.norm(direction) * np.cbrt(rng.uniform()))
+
+
+def _surface_points(site: Site, rng: np.random.Generator, number: int = 4096) -> Array:
+    """Points (number, 3) on the building, evenly over its area."""
+    triangles = np.asarray(site.model.mesh.triangles)[site.building]
+    areas = site.model.mesh.area_faces[site.building]
+    chosen = triangles[rng.choice(len(triangles), size=number, p=areas / areas.sum())]
+    u, v = rng.uniform(size=(2, number, 1))
+    # Osada et al. 2002, section 3.2: the square root makes the points even over the triangle.
+    u = np.sqrt(u)
+    return np.asarray((1 - u) * chosen[:, 0] + u * (1 - v) * chosen[:, 1] + u * v * chosen[:, 2])
+
+
+def _duplicate_test(others: Sequence[Viewpoint], config: ViewpointsConfig) -> Callable[[Array], bool]:
+    if not others:
+        return lambda cad_from_cam: False
+    poses = np.stack([viewpoint.cad_from_cam for viewpoint in others])
+
+    def is_duplicate(cad_from_cam: Array) -> bool:
+        near = np.linalg.norm(poses[:, :3, 3] - cad_from_cam[:3, 3], axis=-1) <= config.min_separation_m
+        return bool((near & (rotation_error_deg(poses, cad_from_cam) <= config.min_separation_deg)).any())
+
+    return is_duplicate
+
+
+def _building_faces(model: CadModel, ground_z_m: float) -> NDArray[np.bool_]:
+    mesh = model.mesh
+    heights_m = np.asarray(mesh.triangles)[:, :, 2] - ground_z_m
+    low = heights_m.max(axis=1) <= GROUND_RELIEF_M
+    level = np.abs(mesh.face_normals[:, 2]) > 0.9
+    return np.asarray(~(low | (level & (heights_m.mean(axis=1) <= 2 * GROUND_RELIEF_M))))
+
+
+def _weighted_quantiles(values: Array, weights: Array, shares: ArrayLike) -> Array:
+    order = np.argsort(values)
+    cumulative = np.cumsum(weights[order])
+    indices = np.searchsorted(cumulative, np.asarray(shares) * cumulative[-1])
+    return np.asarray(values[order][indices])
