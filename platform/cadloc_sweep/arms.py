@@ -85,7 +85,9 @@ def own_key_faults(trial: Mapping[str, Any], factors: Sequence[Factor], fault_at
     ]
 
 
-def _config_of(trial: Mapping[str, Any], factors: Sequence[Factor], choice: Choice, scene: SceneConfig) -> dict[str, Any]:
+def _config_of(
+    trial: Mapping[str, Any], factors: Sequence[Factor], choice: Choice, scene: SceneConfig
+) -> dict[str, Any]:
     config = with_preset(trial)
     for factor in factors:
         if factor.name in choice:

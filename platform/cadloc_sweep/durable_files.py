@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,16 +20,15 @@ class CorruptFile(CadlocError):
 def write_aside(path: Path, text: str) -> None:
     """Replaces a file as a whole: written aside, forced to disk, renamed. Nobody ever sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    aside = path.with_name(f".{path.name}.{os.getpid()}-{time.time_ns()}")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with open(aside, "x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(aside)
+        aside.unlink(missing_ok=True)
         raise
     force_folder(path.parent)
 

@@ -45,7 +45,7 @@ def read_result(paths: TrialPaths) -> TrialResult:
 
 
 def read_results(paths: SweepPaths, note: Callable[[str], None] = lambda _: None) -> dict[str, TrialResult]:
-    """Results of all trials that have one, by trial id; each corrupt one is noted and left out: that trial runs again."""
+    """Results of all trials that have one, by id; a corrupt one is noted and left out: its trial runs again."""
     results: dict[str, TrialResult] = {}
     folders = sorted(paths.trials.iterdir()) if paths.trials.is_dir() else []
     for folder in folders:
@@ -89,6 +89,11 @@ class Ledger:
         entry = {"event": event, "time_s": round(time.time(), 3), **fields}
         append_sealed(self._path, entry)
         self.events.append(entry)
+
+    def told(self) -> dict[str, str]:
+        """The status that each trial ended with when a driver was there to tell the trackers."""
+        ended = (event for event in self.events if event["event"] == "ended" and not event.get("recovered"))
+        return {event["trial"]: event["status"] for event in ended}
 
     def last_statuses(self) -> dict[str, str]:
         """The status that each trial last ended with."""

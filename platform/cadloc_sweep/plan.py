@@ -131,15 +131,15 @@ def _warnings(space: SearchSpace) -> list[str]:
     warnings: list[str] = []
     pairs = space.repeats * len(space.scenes)
     if len(space.arms) > 1 and pairs < FEWEST_PAIRS:
-        needed = -(-FEWEST_PAIRS // len(space.scenes))
+        repeats = -(-FEWEST_PAIRS // len(space.scenes))
         warnings.append(
-            f"{pairs} paired result{'s' if pairs > 1 else ''} per arm (scenes × seeds): no difference between arms can be "
-            f"significant at 5 %; --set repeats={needed} gives {needed * len(space.scenes)}"
+            f"{pairs} paired result{'s' if pairs > 1 else ''} per arm (scenes × seeds): no difference between arms can "
+            f"be significant at 5 %; --set repeats={repeats} gives {repeats * len(space.scenes)}"
         )
     if space.stop.scheduler != "none" and not isinstance(space.design, RandomSample):
         warnings.append(
-            f"stop.scheduler {space.stop.scheduler} ends some trials early: means over the {space.design.name} design's arms "
-            "are then biased; use scheduler: none to compare arms"
+            f"stop.scheduler {space.stop.scheduler} ends some trials early, and means over arms of the "
+            f"{space.design.name} design are then biased; use scheduler: none to compare arms"
         )
     if isinstance(space.design, RandomSample) and space.design.samples > len(space.arms):
         warnings.append(f"design: only {len(space.arms)} combinations exist; {space.design.samples} samples asked for")
@@ -152,5 +152,6 @@ def _never_varied(space: SearchSpace) -> Sequence[str]:
     return [
         factor.name
         for factor in space.factors
-        if len(factor.values) > 1 and len({arm.choice[factor.name] for arm in space.arms if factor.name in arm.choice}) < 2
+        if len(factor.values) > 1
+        and len({arm.choice[factor.name] for arm in space.arms if factor.name in arm.choice}) < 2
     ]

@@ -51,11 +51,13 @@ def check_models(scenes: Sequence[SceneConfig]) -> list[str]:
 
     Imports the mesh readers: seconds, not milliseconds.
     """
+    configs = {config.model_dump_json(): config for scene in scenes for _, config in _cad_configs(scene)}
+    if not configs:
+        return []
     from cadloc.cad import load_cad
 
     warnings: list[str] = []
     faults: list[Fault] = []
-    configs = {config.model_dump_json(): config for scene in scenes for _, config in _cad_configs(scene)}
     for config in configs.values():
         try:
             warnings += [f"{config.path}: {warning}" for warning in load_cad(config).warnings]
@@ -66,7 +68,9 @@ def check_models(scenes: Sequence[SceneConfig]) -> list[str]:
     return warnings
 
 
-def _scene(document: Document, path: KeyPath, entry: Json, folders: Sequence[Path], variables: Variables) -> SceneConfig:
+def _scene(
+    document: Document, path: KeyPath, entry: Json, folders: Sequence[Path], variables: Variables
+) -> SceneConfig:
     match entry:
         case str() if entry in BUILT_IN_SCENES:
             return SceneConfig(name=entry, built_in=True)
@@ -142,7 +146,9 @@ def _file_faults(scene: SceneConfig, document: Document, at: KeyPath) -> Iterato
             yield document.fault((*at, *key, "path"), f"the empty file {path}", "a CAD file")
     for name, query in scene.query_sets.items():
         if query.registration is not None:
-            yield from _registration_faults(Path(query.registration), document, (*at, "query_sets", name, "registration"))
+            yield from _registration_faults(
+                Path(query.registration), document, (*at, "query_sets", name, "registration")
+            )
 
 
 def _registration_faults(path: Path, document: Document, at: KeyPath) -> Iterator[Fault]:
@@ -155,5 +161,9 @@ def _registration_faults(path: Path, document: Document, at: KeyPath) -> Iterato
     except ValueError:
         yield document.fault(at, f"{path} with words that are not numbers", "a text file of 4×4 numbers")
         return
-    if [len(row) for row in rows] != [4] * 4 or rows[3] != [0, 0, 0, 1] or any(abs(x) > 1e9 or x != x for x in sum(rows, [])):
+    if (
+        [len(row) for row in rows] != [4] * 4
+        or rows[3] != [0, 0, 0, 1]
+        or not all(abs(x) < 1e9 for row in rows for x in row)
+    ):
         yield document.fault(at, f"{path} with something else", "4×4 finite numbers, the last row 0 0 0 1")

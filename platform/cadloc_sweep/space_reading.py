@@ -112,6 +112,7 @@ class _Reading:
             if other not in known:
                 allowed = ", ".join(known) or "a factor written above this one"
                 self._add(path, "not a factor above this one", allowed, did_you_mean(other, list(known)))
+                result[other] = ()
                 continue
             result[other] = tuple(wanted) if isinstance(wanted, list | tuple) else (wanted,)
             for value in result[other]:
@@ -226,7 +227,9 @@ def _written(scene: SceneConfig) -> Json:
 
 
 def _list(values: Sequence[Json]) -> str:
-    return ", ".join(str(value["name"]) if isinstance(value, Mapping) and "name" in value else shown(value) for value in values)
+    return ", ".join(
+        str(value["name"]) if isinstance(value, Mapping) and "name" in value else shown(value) for value in values
+    )
 
 
 def _metric_list(names: Sequence[str]) -> str:

@@ -76,10 +76,10 @@ class SpaceSettings(Settings):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
     scenes: Annotated[tuple[Any, ...], Field(min_length=1)]
     repeats: Annotated[int, Field(ge=1, le=1000)] = 1
-    trial: dict[str, Any] = {}
-    factors: dict[str, FactorSettings] = {}
+    trial: dict[str, Any] = Field(default_factory=dict)
+    factors: dict[str, FactorSettings] = Field(default_factory=dict)
     design: Design = Factorial()
-    baseline: dict[str, Any] = {}
+    baseline: dict[str, Any] = Field(default_factory=dict)
     objective: Objective = Objective()
     stop: Stop = NoStop()
     resources: Resources = Resources()

@@ -42,7 +42,7 @@ class Trial:
     seed: int
     arm: str
     arm_label: str
-    resources: Resources = Resources()
+    resources: Resources = field(default_factory=Resources)
 
     @property
     def scene(self) -> str:
@@ -156,10 +156,13 @@ class TrialPaths:
 
 @dataclass(frozen=True)
 class SweepPaths:
-    """Every path of one sweep: `<out>/<space name>/…`, and what its sweeps share beside it."""
+    """Every path of one sweep: `<out>/<space name>/…`, and what sweeps share beside it; absolute."""
 
     out: Path
     space_name: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "out", self.out.expanduser().absolute())  # workers stand in other folders
 
     @property
     def directory(self) -> Path:
@@ -188,8 +191,13 @@ class SweepPaths:
 
     @property
     def control(self) -> Path:
-        """Folder of requests to a running sweep: a file `stop` drains it."""
+        """Folder of requests to a running sweep."""
         return self.directory / "control"
+
+    @property
+    def stop_request(self) -> Path:
+        """A file that, while it exists, asks the running sweep to drain."""
+        return self.control / "stop"
 
     @property
     def trials(self) -> Path:
@@ -217,5 +225,5 @@ class SweepPaths:
 
 
 def trial_from_file(paths: TrialPaths) -> Trial:
-    """The trial that a worker wrote into its directory. Raises OSError, ValueError or TypeError when it cannot be read."""
+    """The trial that a worker wrote into its directory. Raises OSError, ValueError or TypeError if unreadable."""
     return Trial.from_json(json.loads(paths.config.read_text(encoding="utf-8")))

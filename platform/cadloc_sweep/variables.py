@@ -53,7 +53,9 @@ class Variables:
         for name in self.values:
             if name not in self.used:
                 allowed = f"a key of the space ({', '.join(known)}) or a variable that a file uses"
-                yield Fault("--set", name, "a name that nothing uses", allowed, did_you_mean(name, [*known, *self.used]))
+                yield Fault(
+                    "--set", name, "a name that nothing uses", allowed, did_you_mean(name, [*known, *self.used])
+                )
 
     def _filled(self, value: Json, path: KeyPath, document: Document, faults: list[Fault]) -> Json:
         match value:

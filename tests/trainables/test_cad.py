@@ -80,6 +80,15 @@ def test_collada_unit_is_read_from_the_file(tmp_path):
     assert np.allclose(np.ptp(load_cad(config(path, None)).bounds, axis=0), SIZE * 0.0254, rtol=1e-5)
 
 
+@pytest.mark.parametrize("unit", ["0", "nan", "-1"])
+def test_a_nonsensical_unit_in_the_file_is_an_input_error(tmp_path, unit):
+    """A COLLADA file whose unit is no length is refused, unless the configuration states one."""
+    path = write(box(), tmp_path / "box.dae")
+    path.write_text(path.read_text().replace("<up_axis>", f'<unit name="odd" meter="{unit}"/><up_axis>'))
+    assert "cad.units" in faults(path, units=None)
+    assert np.allclose(np.ptp(load_cad(config(path)).bounds, axis=0), SIZE, rtol=1e-5)
+
+
 @pytest.mark.parametrize("suffix", UNITLESS_FORMATS)
 def test_unitless_formats_demand_a_unit(tmp_path, suffix):
     """Nobody guesses a scale: the error names the key and what it may be."""
@@ -114,7 +123,7 @@ def test_mirrored_nodes_keep_their_mirror(tmp_path):
 
 
 def test_far_models_are_moved_to_the_origin_in_float64(tmp_path):
-    """A georeferenced model keeps its shape to a micrometre, and says where it was."""
+    """A georeferenced model keeps its shape to a micrometre, and says where it was; a near one stays."""
     offset = np.array([691000.25, 5334000.5, 520.125])
     near = box()
     far = near.copy()
@@ -126,11 +135,7 @@ def test_far_models_are_moved_to_the_origin_in_float64(tmp_path):
     moved = model.mesh.vertices + model.origin_m
     assert np.allclose(np.sort(moved, axis=0), np.sort(far.vertices, axis=0), rtol=0, atol=1e-6)
     assert np.allclose(model.cad_from_file[:3, 3], -model.origin_m)
-
-
-def test_near_models_stay_where_they_are():
-    """No origin is subtracted from a model beside its own origin."""
-    assert not model_from_meshes([box()], "box").origin_m.any()
+    assert not model_from_meshes([near], "near").origin_m.any()
 
 
 def test_surfaces_merge_by_appearance():
@@ -176,7 +181,9 @@ def test_large_textures_are_reduced():
 def test_face_colours_survive():
     """Each face keeps its own colour at its three corners."""
     mesh = trimesh.creation.box(SIZE)
-    mesh.visual.face_colors = np.column_stack([np.arange(12) * 20, np.zeros((12, 2)), np.full(12, 255)]).astype(np.uint8)
+    mesh.visual.face_colors = np.column_stack([np.arange(12) * 20, np.zeros((12, 2)), np.full(12, 255)]).astype(
+        np.uint8
+    )
     surface = model_from_meshes([mesh], "box").surfaces[0]
     reds = looks(surface).tint[surface.faces][..., 0] * 255
     assert np.allclose(np.sort(reds[:, 0]), np.arange(12) * 20)

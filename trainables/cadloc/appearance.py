@@ -37,11 +37,13 @@ def draw_light(config: RandomisationConfig, rng: np.random.Generator) -> Light:
     """A random sun and sky for the configured share of views, else the renderer's fixed soft light."""
     if rng.uniform() >= config.light:
         return Light()
-    warmth, strength = rng.uniform(-0.04, 0.12), rng.uniform(0.4, 0.85)
-    ambient = rng.uniform(0.3, 0.6) * np.array([1.0, 1.0 + 0.02 * rng.standard_normal(), 1.0 + rng.uniform(0, 0.15)])
+    strength, sun_share, warmth = rng.uniform(0.75, 1.15), rng.uniform(0.35, 0.7), rng.uniform(-0.04, 0.12)
+    sun = strength * sun_share * np.array([1 + warmth, 1.0, 1 - 1.5 * warmth])
+    blue = rng.uniform(0.0, 0.15)
+    ambient = strength * (1 - sun_share) * np.array([1.0 - 0.5 * blue, 1.0, 1.0 + blue])
     return Light(
         sun_direction=sun_direction(rng.uniform(0, 360), rng.uniform(12, 70)),
-        sun_colour=rgb(strength * np.array([1 + warmth, 1.0, 1 - 1.5 * warmth])),
+        sun_colour=rgb(sun),
         ambient_colour=rgb(ambient),
         shadows=bool(rng.uniform() < config.shadows),
     )
@@ -140,7 +142,7 @@ def draw_sky(rng: np.random.Generator, cloudiness: float | None = None) -> Sky:
     return Sky(
         zenith=blue + overcast * (grey - blue),
         horizon=clear_horizon + overcast * (1.05 * grey - clear_horizon),
-        land=np.array([95.0, 100.0, 80.0]) + rng.uniform(-30, 30, 3),
+        land=np.array([105.0, 108.0, 96.0]) + rng.uniform(-35, 35) + rng.uniform(-10, 10, 3),
         cloud=np.full(3, rng.uniform(200, 250)) * (1 - 0.15 * overcast),
         cloudiness=float(cloudiness),
         cloud_noise=rng.uniform(size=(_CLOUD_OCTAVES, _CLOUD_PERIOD, _CLOUD_PERIOD)).astype(np.float32),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,12 +83,22 @@ def scene_meshes(scene: trimesh.Scene) -> list[trimesh.Trimesh]:
 
 
 def stated_metres_per_unit(config: CadConfig, scene: trimesh.Scene) -> float | None:
-    """Metres per unit: the configuration's word, else the file's; None when neither says it."""
+    """Metres per unit: the configuration's word, else the file's; None when neither says it.
+
+    Raises InputError when the file states a unit that is none.
+    """
     if config.units is not None:
         return METRES_PER_UNIT[config.units] if isinstance(config.units, str) else config.units
     if Path(config.path).suffix.lower() in UNITLESS_FORMATS or scene.units is None:
         return None
-    return float(trimesh.units.unit_conversion(scene.units, "meters"))
+    try:
+        metres = float(trimesh.units.unit_conversion(scene.units, "meters"))
+    except (ValueError, KeyError):
+        metres = math.nan
+    if not (math.isfinite(metres) and metres > 0):
+        fault = missing_units(Path(config.path))
+        raise InputError(replace(fault, found=f"the file's own unit {scene.units!r}", action="state it in `units`"))
+    return metres
 
 
 def missing_units(path: Path) -> Fault:

@@ -38,7 +38,10 @@ POSE_METRICS: tuple[str, ...] = (
     "recall_25cm_2deg",
     "recall_50cm_5deg",
     "recall_5m_10deg",
+    "recall_1pct_2deg",
     "scene_coordinate_error_median_m",
+    "inlier_share_median",
+    "localization_median_s",
     "failures",
 )
 """Metrics of every query set (`cadloc.metrics` computes them)."""
@@ -104,8 +107,8 @@ def reported_metrics(config: TrialConfig) -> frozenset[str] | None:
         module = importlib.import_module(config.trainable.split(":", 1)[0])
         return frozenset(module.reported_metrics(config)) if hasattr(module, "reported_metrics") else None
     tests = {f"test/{name}/{metric}" for name in test_sets(config) for metric in POSE_METRICS}
-    validations = {f"validation/synthetic/{metric}" for metric in POSE_METRICS}
-    return frozenset({"train/loss", "train/samples_seen", "time/training_s", *tests, *validations})
+    validations = {f"validation/synthetic/{metric}" for metric in (*POSE_METRICS, "loss")}
+    return frozenset({"train/loss", "train/own_loss", "train/samples_seen", "time/training_s", *tests, *validations})
 
 
 def _views(config: TrialConfig, name: str) -> StageSpec:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from cadloc.presets import PRESETS
 
@@ -19,6 +19,8 @@ OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Degrees = Annotated[float, Field(ge=0, le=180)]
+Azimuth = Annotated[float, Field(ge=-360, le=360)]
+JpegQuality = Annotated[int, Field(ge=20, le=100)]
 
 
 class Settings(BaseModel):
@@ -80,11 +82,21 @@ class ImageConfig(Settings):
     height_px: Annotated[int, Field(ge=64, le=4096, multiple_of=8)] = 480
 
 
+def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] > ends[1]:
+        raise ValueError(f"a range from {ends[0]:g} down to {ends[1]:g}; write the smaller end first")
+    return ends
+
+
+Ascending = AfterValidator(_ascending)
+AtLeastOne = Field(min_length=1)
+
+
 class OrbitConfig(Settings):
     """Cameras on rings about the model, all looking at it."""
 
-    elevations_deg: tuple[Annotated[float, Field(ge=-30, le=85)], ...] = (4.0, 15.0, 30.0)
-    distances: tuple[Positive, ...] = (0.35, 0.5)
+    elevations_deg: Annotated[tuple[Annotated[float, Field(ge=-30, le=85)], ...], AtLeastOne] = (4.0, 15.0, 30.0)
+    distances: Annotated[tuple[Positive, ...], AtLeastOne] = (0.4, 0.55)
     """Multiples of the distance from which the building's bounding sphere fills the smaller field of view."""
     target_spread: Fraction = 0.15
     """How far from the building's middle cameras aim at most, as a share of the sphere's radius."""
@@ -95,7 +107,7 @@ class GroundConfig(Settings):
 
     eye_height_m: Positive = 1.6
     eye_height_spread_m: NonNegative = 0.3
-    distances: tuple[Positive, Positive] = (0.25, 0.6)
+    distances: Annotated[tuple[Positive, Positive], Ascending] = (0.25, 0.7)
     """Range of distances to the building's middle, in the multiples of `OrbitConfig.distances`, drawn log-uniformly."""
     aim_spread_deg: Annotated[float, Field(ge=0, le=45)] = 2.0
     """Standard deviation of the aim about the surface point looked at."""
@@ -108,22 +120,19 @@ class ViewpointsConfig(Settings):
     """Share of ground-level viewpoints; the rest are orbit views."""
     orbit: OrbitConfig = OrbitConfig()
     ground: GroundConfig = GroundConfig()
-    azimuth_deg: tuple[Annotated[float, Field(ge=-360, le=360)], Annotated[float, Field(ge=-360, le=360)]] = (
-        -180.0,
-        180.0,
-    )
-    """Sector the cameras stand in, seen from the model's middle, counter-clockwise from +x."""
-    fields_of_view_deg: tuple[Annotated[float, Field(gt=10, lt=120)], ...] = (55.0, 65.0, 75.0)
+    azimuth_deg: Annotated[tuple[Azimuth, Azimuth], Ascending] = (-180.0, 180.0)
+    """Sector the cameras stand in, seen from the building's middle, counter-clockwise from +x."""
+    fields_of_view_deg: Annotated[tuple[Annotated[float, Field(gt=10, lt=120)], ...], AtLeastOne] = (55.0, 65.0, 75.0)
     """Angles that the longer image side may span (phones: 50 to 75)."""
     roll_deg: Degrees = 3.0
     """Standard deviation of the in-plane rotation."""
     clearance_m: Positive = 1.0
-    """No surface is closer to the camera than this, nor (for low eyes) than 0.9 of its height above the ground."""
-    min_hit_share: Fraction = 0.25
+    """Nothing but the ground is closer to the camera than this."""
+    min_hit_share: Fraction = 0.3
     """A viewpoint is accepted when this share of its cells sees the building (not the ground, not the sky)."""
-    min_separation_m: NonNegative = 0.2
-    min_separation_deg: NonNegative = 1.0
-    """Two viewpoints of different splits differ by more than one of these two: no near-duplicates."""
+    min_separation_m: NonNegative = 0.5
+    min_separation_deg: NonNegative = 5.0
+    """Two viewpoints of different splits differ by more than at least one of these two: no near-duplicates."""
 
 
 class CountsConfig(Settings):
@@ -150,7 +159,7 @@ class RandomisationConfig(Settings):
     blur_px: NonNegative = 0.6
     noise: NonNegative = 0.015
     """Largest standard deviations, uniformly drawn: of the blur, and of the noise as a share of full scale."""
-    jpeg_quality: tuple[Annotated[int, Field(ge=20, le=100)], Annotated[int, Field(ge=20, le=100)]] = (70, 97)
+    jpeg_quality: Annotated[tuple[JpegQuality, JpegQuality], Ascending] = (70, 97)
 
 
 class ViewsConfig(Settings):

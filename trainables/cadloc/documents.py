@@ -19,15 +19,16 @@ from cadloc.contract import Fault, InputError, Json
 KeyPath: TypeAlias = tuple[str | int, ...]
 """Where a value stands in a document: keys of mappings and indices of lists."""
 
-_MOST_VALUES = 100_000  # a few nested anchors can stand for billions of values
+_MOST_VALUES = 20_000  # a few nested anchors can stand for billions of values
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _TAG = "tag:yaml.org,2002:"
+_DECIMAL = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
 _SCALARS = (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
-    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", list("-+.0123456789")),
-)  # fmt: skip
+    ("float", rf"{_DECIMAL}|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", list("-+.0123456789")),
+)
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ def load_document(path: Path) -> Document:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(Fault(str(path), "the whole file", f"bytes that are not UTF-8 ({error.reason})", "YAML text")) from error
+        found = f"bytes that are not UTF-8 ({error.reason})"
+        raise InputError(Fault(str(path), "the whole file", found, "YAML text")) from error
     except OSError as error:
         raise InputError(Fault(str(path), "the whole file", str(error.strerror), "a readable YAML file")) from error
     document = parse_document(text, str(path))
@@ -125,11 +127,11 @@ def parse_document(text: str, file: str) -> Document:
     reader = _Reader(file)
     try:
         node = yaml.compose(text, Loader=_Yaml12)
+        data = None if node is None else reader.read(node, ())
     except RecursionError as error:
         raise InputError(Fault(file, "the whole file", "values nested too deeply", "a few levels")) from error
     except yaml.YAMLError as error:
         raise InputError(_syntax_fault(error, file)) from error
-    data = None if node is None else reader.read(node, ())
     if reader.faults:
         raise InputError(reader.faults)
     return Document(file, data, reader.places, _first_comment(text))
@@ -147,7 +149,7 @@ class _Yaml12(yaml.SafeLoader):
 
 
 for _name, _pattern, _first in _SCALARS:
-    _Yaml12.add_implicit_resolver(_TAG + _name, re.compile(f"^(?:{_pattern})$"), _first)  # type: ignore[no-untyped-call]
+    _Yaml12.add_implicit_resolver(_TAG + _name, re.compile(f"^(?:{_pattern})$"), _first)
 
 
 class _Reader:
@@ -191,7 +193,8 @@ class _Reader:
         for key_node, value_node in node.value:
             key = key_node.value
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != f"{_TAG}str":
-                self._fault(key_node, path, f"the key {shown(key)}, which is not a word", "words as keys", "put it in quotes")
+                found = f"the key {shown(key)}, which is not a word"
+                self._fault(key_node, path, found, "words as keys", "put it in quotes")
                 continue
             here = (*path, key)
             if key in result:
@@ -256,4 +259,3 @@ def _with_value(data: Json, path: Sequence[str | int], value: Json) -> Json:
     known = dict(data or {})
     known[head] = _with_value(known.get(head), rest, value)
     return known
-

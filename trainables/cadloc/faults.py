@@ -56,9 +56,9 @@ def _faults(model: type[BaseModel], data: Json, error: ValidationError, report: 
         for where, found, allowed, action in _sayings(model, data, path, rest, details):
             told.setdefault(where, (found, [], action))[1].append(allowed)
     misspelt = {(*where[:-1], guess) for where, (found, _, action) in told.items() if (guess := _guess(found, action))}
-    for where, (found, allowed, action) in told.items():
+    for where, (found, ways, action) in told.items():
         if where not in misspelt:  # the required key is there, under a wrong name: one typo, one fault
-            yield report(where, found, " or ".join(dict.fromkeys(allowed)), action)
+            yield report(where, found, " or ".join(dict.fromkeys(ways)), action)
 
 
 def _guess(found: str, action: str) -> str:
@@ -80,8 +80,8 @@ def _sayings(
             yield from _no_tag(model, data, path, details["ctx"]["discriminator"].strip("'"))
         case "union_tag_invalid":
             tags = [tag.strip(" '") for tag in details["ctx"]["expected_tags"].split(",")]
-            tag = details["ctx"]["tag"]
-            yield (*path, details["ctx"]["discriminator"].strip("'")), shown(tag), ", ".join(tags), did_you_mean(tag, tags)
+            tag, where = details["ctx"]["tag"], (*path, details["ctx"]["discriminator"].strip("'"))
+            yield where, shown(tag), ", ".join(tags), did_you_mean(tag, tags)
         case "literal_error":
             words = [word.strip("'") for word in details["ctx"]["expected"].replace(" or ", ", ").split(", ")]
             yield path, shown(value), ", ".join(words), did_you_mean(str(value), words)

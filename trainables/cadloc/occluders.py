@@ -13,10 +13,11 @@ from cadloc.appearance import Pixels, blurred, rgb
 from cadloc.geometry import Array, inverse, project, transform_points
 from cadloc.rendering import Light
 
-_TRIES = 80
+_MOST_PLACES = 60
 _NEAREST_M, _FARTHEST_M = 3.5, 45.0
-_CAR_SHARE = 0.2
+_CAR_SHARE = 0.15
 _OVERSIZE = 2
+_SMALLEST_PX = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +27,31 @@ class Sprite:
     pixels: Pixels
     size_m: tuple[float, float]
     turn_deg: float
+
+
+@dataclass(frozen=True, eq=False)
+class Camera:
+    """A pinhole camera at `cad_from_cam` (4, 4), its image `shape` (H, W)."""
+
+    cad_from_cam: Array
+    intrinsics: Array
+    shape: tuple[int, int]
+
+    @property
+    def eye(self) -> Array:
+        """Camera centre (3,) in `cad`."""
+        return self.cad_from_cam[:3, 3]
+
+    def pixels(self, points: Array) -> Array | None:
+        """Pixels (N, 2) of points (N, 3) in `cad`; None unless all of them lie a metre in front of the camera."""
+        points_cam = transform_points(inverse(self.cad_from_cam), points)
+        return project(points_cam, self.intrinsics) if points_cam[:, 2].min() >= 1.0 else None
+
+    def window(self, pixels: Array) -> tuple[slice, slice] | None:
+        """Rows and columns of the image that the box about `pixels` (N, 2) touches; None when it touches none."""
+        low = np.maximum(np.floor(pixels.min(axis=0)), 0).astype(int)
+        high = np.minimum(np.ceil(pixels.max(axis=0)), self.shape[::-1]).astype(int)
+        return None if (high <= low).any() else (slice(low[1], high[1]), slice(low[0], high[0]))
 
 
 def draw_occluders(
@@ -38,38 +64,65 @@ def draw_occluders(
     largest_share: float,
     rng: np.random.Generator,
 ) -> NDArray[np.bool_]:
-    """Draws people and cars into `image` (H, W, 3), 0 to 255, until they would hide more than `largest_share` of it.
+    """Draws people and cars into `image` (H, W, 3), 0 to 255, leaving out who would hide more than `largest_share`.
 
     They hide what is behind them and are hidden by what is nearer (`depth_m` (H, W), 0 = sky). Returns the hidden
     pixels (H, W).
     """
+    camera = Camera(cad_from_cam, intrinsics, (depth_m.shape[0], depth_m.shape[1]))
+    lit = (np.array(light.ambient_colour) + 0.5 * np.array(light.sun_colour)).astype(np.float32)
     occluded = np.zeros(depth_m.shape, dtype=bool)
-    places = [_place(cad_from_cam, intrinsics, depth_m.shape, ground_z_m, rng) for _ in range(_TRIES)]
+    places = [_place(camera, ground_z_m, rng) for _ in range(rng.integers(_MOST_PLACES + 1))]
     for foot, distance_m in sorted(places, key=lambda place: -place[1]):
+        if not _is_visible(camera, foot):
+            continue
         sprite = _car(rng) if rng.uniform() < _CAR_SHARE else _person(rng)
-        warped = _warped(sprite, foot, cad_from_cam, intrinsics, depth_m.shape)
-        if warped is None:
-            continue
-        opacity = warped[..., 3] * ((depth_m == 0) | (depth_m > distance_m))
-        if (occluded | (opacity > 0.5)).mean() > largest_share:
-            continue
-        _draw_contact_shadow(image, sprite, foot, cad_from_cam, intrinsics, (depth_m == 0) | (depth_m > distance_m - 1))
-        lit = warped[..., :3] * (np.array(light.ambient_colour) + 0.5 * np.array(light.sun_colour)).astype(np.float32)
-        image += opacity[..., None] * (lit - image)
-        occluded |= opacity > 0.5
+        _draw(sprite, foot, distance_m, camera, image, depth_m, lit, occluded, largest_share)
     return occluded
 
 
-def _place(
-    cad_from_cam: Array, intrinsics: Array, shape: tuple[int, ...], ground_z_m: float, rng: np.random.Generator
-) -> tuple[Array, float]:
+def _place(camera: Camera, ground_z_m: float, rng: np.random.Generator) -> tuple[Array, float]:
     """A point (3,) on the ground in the camera's sector, and its depth; near and far alike on a logarithmic scale."""
-    eye, forward = cad_from_cam[:3, 3], cad_from_cam[:3, 2]
-    half_view = np.arctan(0.5 * shape[1] / intrinsics[0, 0])
+    eye, forward = camera.eye, camera.cad_from_cam[:3, 2]
+    half_view = np.arctan(0.5 * camera.shape[1] / camera.intrinsics[0, 0])
     bearing = np.arctan2(forward[1], forward[0]) + rng.uniform(-half_view, half_view)
     far_m = np.exp(rng.uniform(np.log(_NEAREST_M), np.log(_FARTHEST_M))) + max(eye[2] - ground_z_m - 2.0, 0.0)
     foot = np.array([eye[0] + far_m * np.cos(bearing), eye[1] + far_m * np.sin(bearing), ground_z_m])
     return foot, float((foot - eye) @ forward)
+
+
+def _is_visible(camera: Camera, foot: Array) -> bool:
+    """Whether a person at `foot` would be in view, and large enough to be worth drawing."""
+    axis = camera.pixels(np.stack([foot, foot + np.array([0.0, 0.0, 1.7])]))
+    if axis is None or abs(axis[0, 1] - axis[1, 1]) < _SMALLEST_PX:
+        return False
+    return camera.window(axis + np.array([[-1.0, 0.0], [1.0, 0.0]])) is not None
+
+
+def _draw(
+    sprite: Sprite,
+    foot: Array,
+    distance_m: float,
+    camera: Camera,
+    image: Pixels,
+    depth_m: NDArray[np.float32],
+    lit: Pixels,
+    occluded: NDArray[np.bool_],
+    largest_share: float,
+) -> None:
+    quad = camera.pixels(_corners(sprite, foot, camera.eye))
+    window = None if quad is None else camera.window(quad)
+    if quad is None or window is None:
+        return
+    warped = _warped(sprite, quad, window)
+    behind = depth_m[window]
+    opacity = warped[..., 3] * ((behind == 0) | (behind > distance_m))
+    newly = (opacity > 0.5) & ~occluded[window]
+    if occluded.sum() + newly.sum() > largest_share * occluded.size:
+        return
+    _draw_contact_shadow(image, sprite, foot, distance_m, camera, depth_m)
+    image[window] += opacity[..., None] * (warped[..., :3] * lit - image[window])
+    occluded[window] |= newly
 
 
 def _corners(sprite: Sprite, foot: Array, eye: Array) -> Array:
@@ -82,38 +135,34 @@ def _corners(sprite: Sprite, foot: Array, eye: Array) -> Array:
     return np.stack([foot - right + up, foot + right + up, foot + right, foot - right])
 
 
-def _warped(
-    sprite: Sprite, foot: Array, cad_from_cam: Array, intrinsics: Array, shape: tuple[int, ...]
-) -> Pixels | None:
-    """The sprite as the camera sees it, (H, W, 4); None when it is out of view or too small to matter."""
-    corners_cam = transform_points(inverse(cad_from_cam), _corners(sprite, foot, cad_from_cam[:3, 3]))
-    if corners_cam[:, 2].min() < 1.0:
-        return None
-    quad = project(corners_cam, intrinsics)
-    low, high = quad.min(axis=0), quad.max(axis=0)
-    if (high < 1).any() or (low > np.array(shape[::-1]) - 1).any() or high[1] - low[1] < 6:
-        return None
-    rows, columns = (max(2, int(np.ceil(size))) for size in (high - low)[::-1])
+def _warped(sprite: Sprite, quad: Array, window: tuple[slice, slice]) -> Pixels:
+    """The sprite with its corners at pixels `quad` (4, 2), (H, W, 4) for the image's window."""
+    columns, rows = (int(np.clip(np.ceil(size), 2, 600)) for size in np.ptp(quad, axis=0))
     # Made as small as it will be seen before it is warped: the warp interpolates, it does not average.
-    small = cv2.resize(sprite.pixels, (min(columns, 600), min(rows, 600)), interpolation=cv2.INTER_AREA)
-    height, width = small.shape[:2]
-    source = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32) - 0.5
-    image_from_sprite = cv2.getPerspectiveTransform(source, (quad - 0.5).astype(np.float32))
-    return np.asarray(cv2.warpPerspective(small, image_from_sprite, shape[::-1], flags=cv2.INTER_LINEAR))
+    small = cv2.resize(sprite.pixels, (columns, rows), interpolation=cv2.INTER_AREA)
+    source = np.array([[0, 0], [columns, 0], [columns, rows], [0, rows]], np.float32) - 0.5
+    corner = np.array([window[1].start, window[0].start])
+    window_from_sprite = cv2.getPerspectiveTransform(source, (quad - corner - 0.5).astype(np.float32))
+    size = (window[1].stop - window[1].start, window[0].stop - window[0].start)
+    return np.asarray(cv2.warpPerspective(small, window_from_sprite, size, flags=cv2.INTER_LINEAR), dtype=np.float32)
 
 
 def _draw_contact_shadow(
-    image: Pixels, sprite: Sprite, foot: Array, cad_from_cam: Array, intrinsics: Array, free: NDArray[np.bool_]
+    image: Pixels, sprite: Sprite, foot: Array, distance_m: float, camera: Camera, depth_m: NDArray[np.float32]
 ) -> None:
     """Darkens the ground about the feet; without it things seem to hover."""
     around = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    ring = 0.5 * sprite.size_m[0] * np.stack([np.cos(around), np.sin(around), np.zeros(24)], axis=-1)
-    pixels = project(transform_points(inverse(cad_from_cam), foot + ring), intrinsics)
-    if not np.isfinite(pixels).all() or np.abs(pixels).max() > 1e4:
+    radius_m = 0.5 * sprite.size_m[0]
+    ring = camera.pixels(foot + radius_m * np.stack([np.cos(around), np.sin(around), np.zeros(24)], axis=-1))
+    window = None if ring is None else camera.window(ring + np.array([[-4.0, -4.0], [4.0, 4.0]]).repeat(12, axis=0))
+    if ring is None or window is None:
         return
-    shadow = np.zeros(free.shape, np.float32)
-    cv2.fillPoly(shadow, [np.rint((pixels - 0.5) * 16).astype(np.int32)], 0.5, cv2.LINE_AA, shift=4)
-    image *= 1 - (blurred(shadow, 1.5) * free)[..., None]
+    behind = depth_m[window]
+    shadow = np.zeros(behind.shape, np.float32)
+    points = (ring - [window[1].start, window[0].start] - 0.5) * 16
+    cv2.fillPoly(shadow, [np.rint(points).astype(np.int32)], 0.5, cv2.LINE_AA, shift=4)
+    near = (behind == 0) | (behind > distance_m - 1.5 * radius_m)
+    image[window] *= 1 - (blurred(shadow, 1.5) * near)[..., None]
 
 
 def _person(rng: np.random.Generator) -> Sprite:
@@ -170,23 +219,23 @@ def _car(rng: np.random.Generator) -> Sprite:
 
 def _cloth(rng: np.random.Generator, brightness: float = 0.9) -> Array:
     """A colour (3,), mostly muted."""
-    value = colorsys.hsv_to_rgb(rng.uniform(), rng.beta(1.2, 2.0), rng.uniform(0.1, brightness))
+    value = colorsys.hsv_to_rgb(rng.uniform(), rng.beta(1.0, 3.5), rng.uniform(0.08, brightness))
     return 255 * np.array(value)
 
 
 def _finished(canvas: Pixels, rng: np.random.Generator) -> Pixels:
-    """Folds, shading and grain on a drawing, at its final size."""
-    height, width = canvas.shape[:2]
-    folds = cv2.resize(rng.standard_normal((24, 10)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
-    grain = cv2.resize(rng.standard_normal((height // 4, width // 4)).astype(np.float32), (width, height))
-    across = np.linspace(-1, 1, width, dtype=np.float32) * np.float32(rng.uniform(-0.2, 0.2))
-    canvas[..., :3] *= np.maximum(1 + 0.12 * folds + 0.06 * grain + across, 0.2)[..., None]
-    size = (width // _OVERSIZE, height // _OVERSIZE)
+    """A drawing at its final size, with folds, shading and grain."""
+    width, height = canvas.shape[1] // _OVERSIZE, canvas.shape[0] // _OVERSIZE
     # Colour is averaged with its opacity, so that the empty canvas does not darken the outline.
     canvas[..., :3] *= canvas[..., 3:]
-    small = np.asarray(cv2.resize(canvas, size, interpolation=cv2.INTER_AREA), dtype=np.float32)
+    small = np.asarray(cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA), dtype=np.float32)
     small[..., :3] /= np.maximum(small[..., 3:], 1e-3)
-    return np.minimum(small, np.float32(255))
+    folds, grain = (rng.standard_normal(size, dtype=np.float32) for size in ((24, 10), (height // 2, width // 2)))
+    shade = 0.12 * cv2.resize(folds, (width, height), interpolation=cv2.INTER_CUBIC)
+    shade += 0.06 * cv2.resize(grain, (width, height))
+    shade += np.linspace(-1, 1, width, dtype=np.float32) * np.float32(rng.uniform(-0.2, 0.2))
+    small[..., :3] = np.minimum(small[..., :3] * np.maximum(1 + shade, 0.2)[..., None], 255)
+    return small
 
 
 def _pixels(points: object) -> NDArray[np.int32]:

@@ -50,10 +50,10 @@ def draw_weather(rng: np.random.Generator) -> Weather:
     elevation_deg = rng.uniform(12, 65)
     # A low sun is dimmer and redder: its light crosses more air (air mass of about 1 / sin of the elevation).
     air = 1 / np.sin(np.deg2rad(elevation_deg))
-    sun = rng.uniform(0.75, 1.0) * np.exp(-np.array([0.03, 0.08, 0.16]) * air)
-    ambient = rng.uniform(0.28, 0.4) * np.array([0.92, 1.0, 1.1])
+    sun = rng.uniform(0.6, 0.85) * np.exp(-np.array([0.03, 0.08, 0.16]) * air)
+    ambient = rng.uniform(0.4, 0.55) * np.array([0.92, 1.0, 1.1])
     if overcast:
-        sun, ambient = 0.12 * sun, rng.uniform(0.6, 0.8) * np.array([0.98, 1.0, 1.03])
+        sun, ambient = 0.15 * sun, rng.uniform(0.65, 0.85) * np.array([0.98, 1.0, 1.03])
     light = Light(sun_direction(rng.uniform(0, 360), elevation_deg), rgb(sun), rgb(ambient), shadows=not overcast)
     return Weather(light, draw_sky(rng, cloudiness), rng.uniform(800, 5000))
 

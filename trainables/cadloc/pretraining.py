@@ -50,13 +50,13 @@ class PretrainingConfig(Settings):
     pairs_per_building: Count = 2
     matches: Count = 128
     """Matches per pair; as many other cells of each image join the negatives."""
-    width_px: Side = 320
-    height_px: Side = 240
+    width_px: Side = 256
+    height_px: Side = 192
     """Size of the crops."""
     temperature: Positive = 0.07
     learning_rate: Positive = 2e-3
     weight_decay: NonNegative = 0.01
-    warm_up: Count = 100
+    warm_up: Count = 50
     checkpoint_every: Count = 100
     validation_pairs: Count = 48
     seed: Seed = 0
@@ -113,7 +113,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(encoder.parameters(), 5.0)
         optimizer.step()
         history.append(loss.item())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +26,6 @@ from cadloc.scenes.training import training_building
 
 _MIN_SEEN_SHARE = 0.4
 _MIN_DISTANCE_M = 3.0
-_MIN_OVERLAP = 0.12
 _TRIES = 12
 
 
@@ -155,14 +154,12 @@ def _depth(seen: Rendering, cad_from_cam: Array) -> Array:
 
 
 def _store(views: Sequence[PooledView], directory: Path) -> None:
-    stacked = {
-        "images": np.stack([view.image for view in views]),
-        "depths_m": np.stack([view.depth_m for view in views]),
-        "cad_from_cam": np.stack([view.cad_from_cam for view in views]),
-        "intrinsics": np.stack([view.intrinsics for view in views]),
-        "appearance": np.array([view.appearance for view in views]),
-    }
-    for name, array in stacked.items():
-        np.save(directory / f"{name}.npy", array)
-    pairs = overlapping_pairs(PooledBuilding(*stacked.values(), np.zeros((0, 2), int)), _MIN_OVERLAP)
-    np.save(directory / "pairs.npy", pairs)
+    building = PooledBuilding(
+        np.stack([view.image for view in views]),
+        np.stack([view.depth_m for view in views]),
+        np.stack([view.cad_from_cam for view in views]),
+        np.stack([view.intrinsics for view in views]),
+        np.array([view.appearance for view in views]),
+        np.zeros((0, 2), int),
+    )
+    replace(building, pairs=overlapping_pairs(building)).save(directory)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 
@@ -16,6 +16,9 @@ from cadloc.encoders.images import STRIDE
 from cadloc.geometry import Array, cell_pixels, inverse, project, transform_points, unproject
 from cadloc.pretraining_photos import photographed, sky
 
+MIN_OVERLAP = 0.12
+MAX_SCALE = 2.5
+MAX_ANGLE_DEG = 50.0
 SAME_DEPTH = 0.03
 """Relative difference up to which a projected point and the surface in the other view are one."""
 
@@ -39,6 +42,11 @@ class PooledBuilding:
         images, depths_m = (np.load(directory / name, mmap_mode="r") for name in ("images.npy", "depths_m.npy"))
         rest = (np.load(directory / f"{name}.npy") for name in ("cad_from_cam", "intrinsics", "appearance", "pairs"))
         return cls(images, depths_m, *rest)
+
+    def save(self, directory: Path) -> None:
+        """Writes the arrays to `directory`, one .npy file each."""
+        for field in fields(self):
+            np.save(directory / f"{field.name}.npy", getattr(self, field.name))
 
     @property
     def size_px(self) -> tuple[int, int]:
@@ -130,17 +138,27 @@ def match_cells(a: WarpedView, b: WarpedView) -> Match:
     return Match(chosen, pixels_b[chosen], points_cad[chosen], reach_m[chosen])
 
 
-def overlapping_pairs(building: PooledBuilding, min_share: float) -> NDArray[np.int_]:
-    """Pairs (P, 2) of views of which the first sees at least this share of its cells in the second as well."""
+def overlapping_pairs(building: PooledBuilding) -> NDArray[np.int_]:
+    """Pairs (P, 2) of views of which the first sees at least 12 % of its cells in the second, much alike.
+
+    Alike: on the median point the two differ by at most 2.5 in scale and 50° in direction. Beyond that even the
+    right match looks like another point, and mapping views are denser than that.
+    """
     views = plain_views(building)
-    cells = len(grid_of(views[0]))
-    found = [
-        (i, j)
-        for i, a in enumerate(views)
-        for j, b in enumerate(views)
-        if i != j and len(match_cells(a, b).cells_a) >= min_share * cells
-    ]
+    pairs = [(i, j) for i in range(len(views)) for j in range(len(views)) if i != j]
+    found = [(i, j) for i, j in pairs if _alike(views[i], views[j], match_cells(views[i], views[j]))]
     return np.array(found, int).reshape(-1, 2)
+
+
+def _alike(a: WarpedView, b: WarpedView, match: Match) -> bool:
+    if len(match.cells_a) < MIN_OVERLAP * len(grid_of(a)):
+        return False
+    towards = [inverse(view.warped_from_cad)[:3, 3] - match.points_cad for view in (a, b)]
+    distances_m = [np.linalg.norm(ray, axis=1) for ray in towards]
+    scales = [m / view.warp.intrinsics[0, 0] for m, view in zip(distances_m, (a, b), strict=True)]
+    cosine = np.median((towards[0] * towards[1]).sum(axis=1) / (distances_m[0] * distances_m[1]))
+    log_scale = abs(float(np.log(np.median(scales[0] / scales[1]))))
+    return bool(log_scale <= np.log(MAX_SCALE) and cosine >= np.cos(np.deg2rad(MAX_ANGLE_DEG)))
 
 
 def draw_pair(
@@ -175,7 +193,7 @@ def plain_views(building: PooledBuilding) -> list[WarpedView]:
 def under_sky(view: WarpedView, generator: np.random.Generator) -> NDArray[np.uint8]:
     """The view's image (H, W, 3) with a random sky where it shows no surface."""
     image, background = view.image()
-    drawn = np.clip(sky(image.shape[:2], generator) * 255, 0, 255).astype(np.uint8)
+    drawn = np.clip(sky((image.shape[0], image.shape[1]), generator) * 255, 0, 255).astype(np.uint8)
     return np.where(background[..., None], drawn, image)
 
 

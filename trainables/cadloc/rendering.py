@@ -21,7 +21,7 @@ NEAR_M = 0.1
 """Surfaces closer to the image plane than this are not seen. Depth precision does not depend on it (reversed depth)."""
 
 GROUND_BOUNCE = 0.2
-"""Share of the ambient light that a surface loses or gains between facing the ground and facing the sky."""
+"""Share of the ambient light that a surface gains by facing the sky, and loses by facing the ground."""
 
 _MODELS_KEPT = 3
 _kept = threading.local()
@@ -31,8 +31,8 @@ _kept = threading.local()
 class Light:
     """A sun and a sky; colours are RGB factors on the texture, in display space.
 
-    `sun_direction` (3,) points from the scene towards the sun, any length. A surface facing the sun, unshadowed,
-    shows its texture times `ambient_colour + sun_colour`.
+    `sun_direction` (3,) points from the scene towards the sun, any length. A wall that faces the sun
+    unshadowed shows its texture times `ambient_colour + sun_colour`.
     """
 
     sun_direction: tuple[float, float, float] = (-0.47, -0.66, 0.58)

@@ -43,7 +43,7 @@ def own_axes(model: CadModel) -> Array:
 
 
 def registration(query_set: QuerySetConfig, name: str) -> Array:
-    """`scene_from_this` (4, 4), a similarity between both files' own axes in metres; raises InputError when it is none."""
+    """`scene_from_this` (4, 4), a similarity between both files' own axes in metres; InputError when it is none."""
     if query_set.registration is None:
         return np.eye(4)
     path = Path(query_set.registration)

@@ -60,7 +60,7 @@ class Materials:
     def lit(self, albedo: Array, fragments: Fragments, light: Light, sunlit: NDArray[np.bool_]) -> NDArray[np.uint8]:
         """RGB (N, 3) of fragments under a light; `sunlit` (N,) says which see the sun."""
         normal = self._shading_normals(fragments)
-        sky = 1 - GROUND_BOUNCE + GROUND_BOUNCE * normal[:, 2:]
+        sky = 1 + GROUND_BOUNCE * normal[:, 2:]
         sun = np.maximum(normal @ light.sun_unit, 0.0) * sunlit
         factor = np.asarray(light.ambient_colour) * sky + np.asarray(light.sun_colour) * sun[:, None]
         return np.asarray(np.rint(255 * np.clip(albedo[:, :3] * factor, 0.0, 1.0)), dtype=np.uint8)

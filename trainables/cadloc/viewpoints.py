@@ -16,19 +16,20 @@ from cadloc.config import ImageConfig, ViewpointsConfig, ViewsConfig
 from cadloc.contract import Fault, InputError
 from cadloc.datasets.ace_layout import Split
 from cadloc.geometry import Array, cell_pixels, look_at, pinhole, rotation_error_deg, unproject
-from cadloc.raycasting import RayCaster
+from cadloc.raycasting import RayCaster, fibonacci_sphere
 
 GROUND_RELIEF_M = 0.5
 """What rises no higher above the ground is ground: kerbs, paving, low steps."""
 
 _DRAWING_ORDER: tuple[Split, ...] = ("query", "validation", "mapping")
-_TRIMMED_SHARE = 0.005
+_TRIMMED_SHARE = 0.01
+_PROBES = fibonacci_sphere(162)
 _STEP_M = 1.5
 _TRIES_IN_A_ROW = 1000
 _TARGETS = 16
 _GOLDEN_RATIO = (np.sqrt(5) - 1) / 2
 
-UNDER_A_ROOF = "stand under, inside or on top of the model, or below its ground"
+UNDER_A_ROOF = "stand inside or under or on top of the model or below its ground"
 TOO_CLOSE = "have a surface within the clearance"
 NOTHING_VISIBLE = "see none of the surface points they could look at"
 TOO_LITTLE = "see too little of the building"
@@ -62,13 +63,15 @@ class Site:
 
     @cached_property
     def box(self) -> Array:
-        """Lowest and highest corner (2, 3) of the building, half a percent of its area trimmed off each side.
+        """Lowest and highest corner (2, 3) of the building, one percent trimmed off each side, area times height.
 
-        Neither a plaza wider than the building, nor a lamp post far out on it, nor a spire's tip moves the cameras.
+        So neither a plaza wider than the building, nor kiosks and lamp posts far out on it, nor a spire's tip
+        move the cameras.
         """
-        mesh = self.model.mesh
-        corners = np.asarray(mesh.triangles)[self.building].reshape(-1, 3)
-        weights = np.repeat(mesh.area_faces[self.building], 3)
+        triangles = np.asarray(self.model.mesh.triangles)[self.building]
+        heights_m = triangles[:, :, 2].mean(axis=1) - self.ground_z_m
+        weights = np.repeat(self.model.mesh.area_faces[self.building] * np.maximum(heights_m, 0.0), 3)
+        corners = triangles.reshape(-1, 3)
         shares = (_TRIMMED_SHARE, 1 - _TRIMMED_SHARE)
         return np.stack([_weighted_quantiles(corners[:, axis], weights, shares) for axis in range(3)], axis=-1)
 
@@ -92,8 +95,13 @@ class Site:
         """Share of the image's cells (stride 8) whose middle sees the building."""
         cells = cell_pixels(image.height_px // 8, image.width_px // 8).reshape(-1, 2)
         directions = unproject(cells, np.ones(len(cells)), intrinsics) @ cad_from_cam[:3, :3].T
-        triangle = self.caster.hit(cad_from_cam[:3, 3], directions).triangle
-        return float((self.building[triangle] & (triangle >= 0)).mean())
+        hits = self.caster.hit(cad_from_cam[:3, 3], directions)
+        return float((self.building[hits.triangle] & hits.mask).mean())
+
+    def clearance_m(self, eye: Array) -> float:
+        """Distance from `eye` (3,) to the building, probed in directions about 12 degrees apart: slightly too large."""
+        hits = self.caster.hit(eye, _PROBES)
+        return float(hits.distance[self.building[hits.triangle] & hits.mask].min(initial=np.inf))
 
     def sees(self, eye: Array, points: Array) -> NDArray[np.bool_]:
         """(N,): whether the straight line from `eye` (3,) reaches the points (N, 3)."""
@@ -107,10 +115,9 @@ class Site:
         "Free" means under open sky: parity tests for "inside" fail on open and self-intersecting meshes.
         """
         eye = cad_from_cam[:3, 3]
-        height_m = eye[2] - max(self.surface_z_m(eye[0], eye[1]), self.ground_z_m)
-        if height_m <= 0.1:
+        if eye[2] <= max(self.surface_z_m(eye[0], eye[1]), self.ground_z_m):
             return UNDER_A_ROOF
-        if self.caster.clearance_m(eye[None])[0] < min(config.clearance_m, 0.9 * height_m):
+        if self.clearance_m(eye) < config.clearance_m:
             return TOO_CLOSE
         if self.building_share(cad_from_cam, intrinsics, image) < config.min_hit_share:
             return TOO_LITTLE

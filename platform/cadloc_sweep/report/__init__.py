@@ -1,1 +1,1 @@
-"""Many trials."""
+"""Results -> statistics and tables: what the trials of a sweep say, with uncertainty."""

@@ -21,6 +21,7 @@ DOMAIN_TITLES = {"photo": "photo (simulated)"}
 
 COLUMNS: dict[str, tuple[str, str]] = {
     "translation_error_median_m": ("translation m", "min"),
+    "translation_error_median_pct": ("% of scene", "min"),
     "rotation_error_median_deg": ("rotation °", "min"),
     "recall_5cm_5deg": ("5 cm 5°", "max"),
     "recall_10cm_5deg": ("10 cm 5°", "max"),
@@ -57,12 +58,12 @@ def as_json(results: SweepResults) -> str:
 
 def as_csv(results: SweepResults) -> str:
     """The arms as tidy CSV: one line per scene, arm and metric, a column per factor."""
-    factors = sorted({name for arm in results.arms for name in arm.factors})
+    factors = sorted({name for arm in results.arms for name in arm.choice})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["scene", "arm", *factors, "n", "failed", "metric", "mean", "lo", "hi"])
     for arm in results.arms:
-        values = [json.dumps(arm.factors.get(name)) for name in factors]
+        values = [json.dumps(arm.choice.get(name)) for name in factors]
         for name, interval in arm.metrics.items():
             row = [arm.scene, arm.label, *values, interval.n, arm.failed, name, interval.mean, interval.lo, interval.hi]
             writer.writerow(row)
@@ -88,10 +89,10 @@ def footnote(results: SweepResults) -> str:
     counts = ", ".join(f"{count} {status}" for status, count in results.counts.items()) or "none"
     lines = [
         f"objective: {results.objective} ({results.mode}); trials: {counts}",
-        "mean ± half of the 95 % t interval over seeds (none below two seeds); recalls in % of all queries; * best of its scene",
+        "mean ± half of the 95 % t interval over seeds (from two on); recalls in % of all queries; * best of its scene",
     ]
     if "photo" in results.domains:
-        lines.append("photo (simulated): rendered with other weather, other texture and occluders; not real photographs")
+        lines.append("photo (simulated): rendered with other light, texture and occluders; not real photographs")
     if results.baseline:
         lines.append(f"Δ: objective minus that of {results.baseline}, paired by scene and seed; ! interval excludes 0")
     return "\n".join(lines)
@@ -172,7 +173,8 @@ def _number(interval: Interval, scale: float) -> str:
 def _digits(value: float) -> str:
     """Three significant digits without an exponent, so that a column can be compared by eye."""
     size = abs(value)
-    return f"{value:.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size >= 1 else f"{value:.3f}"
+    decimals = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
+    return f"{value:.{decimals}f}"
 
 
 def _delta(results: SweepResults, arm: Arm) -> str:

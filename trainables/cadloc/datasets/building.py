@@ -32,7 +32,7 @@ OTHER_MODEL_LENIENCE = 0.5
 
 @dataclass(frozen=True, eq=False)
 class Render:
-    """A smooth render: `image` (H, W, 3), 0 to 255, premultiplied by `coverage` (H, W); `depth_m` (H, W), 0 = no hit."""
+    """A smooth render: `image` (H, W, 3), 0 to 255, premultiplied by `coverage` (H, W); `depth_m` (H, W), 0 = none."""
 
     image: Pixels
     coverage: Pixels
@@ -67,7 +67,7 @@ def build_chunk(config: Mapping[str, Json], inputs: Mapping[str, Path], director
     """
     job = _job(config)
     piece = job.plan[chunk * VIEWS_PER_CHUNK : (chunk + 1) * VIEWS_PER_CHUNK]
-    return sum(_make_view(job, split, viewpoint, directory) for split, viewpoint in piece)
+    return sum(make_view(job, split, viewpoint, directory) for split, viewpoint in piece)
 
 
 def finish(config: Mapping[str, Json], inputs: Mapping[str, Path], directory: Path) -> None:
@@ -117,7 +117,8 @@ def _halved(big: Image) -> Pixels:
     return np.ascontiguousarray(cv2.sepFilter2D(big, cv2.CV_32F, tent, tent)[1::2, 1::2])
 
 
-def _make_view(job: Job, split: Split, viewpoint: Viewpoint, directory: Path) -> bool:
+def make_view(job: Job, split: Split, viewpoint: Viewpoint, directory: Path) -> bool:
+    """Renders and writes one view; False when another model than the scene's own has nothing to show there."""
     if job.source != "synthetic" and _turned_down(job, viewpoint):
         return False
     image, depth = _photograph(job, viewpoint) if job.source == "photo" else _synthetic(job, viewpoint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -96,7 +97,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise fault(path, "no such file", allowed)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about the pickle's age; what is wrong is said below
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise fault(path, "a pickle with code or foreign objects", allowed, "save only its state_dict()") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:

@@ -44,7 +44,9 @@ class SmallFeatures(nn.Module):
             _convolution(64, DIMENSIONS, kernel=4, stride=2),
         )
         self.blocks = nn.Sequential(*(_Block(DIMENSIONS, dilation) for dilation in _DILATIONS))
-        self.projection = nn.Conv2d(DIMENSIONS, DIMENSIONS, 1)
+        self.projection = nn.Conv2d(DIMENSIONS, DIMENSIONS, 1, bias=False)
+        # Centred channels: without it all features start out alike, and learning with their cosines is slow.
+        self.centring = nn.BatchNorm2d(DIMENSIONS, affine=False)
 
     @classmethod
     def from_config(cls, config: SmallEncoder) -> SmallFeatures:
@@ -80,8 +82,8 @@ class SmallFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features (B, 128, H/8, W/8) of RGB images (B, 3, H, W) uint8; differentiable in the weights."""
-        x = self.projection(self.blocks(self.stem(_normalised(grayscale(images)))))
-        return normalize(x, dim=1) * DIMENSIONS**0.5
+        x: Tensor = self.centring(self.projection(self.blocks(self.stem(_normalised(grayscale(images))))))
+        return normalize(x, dim=1).mul(DIMENSIONS**0.5)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -135,6 +137,6 @@ def _normalised(gray: Tensor) -> Tensor:
     """
     cells = avg_pool2d(torch.cat([gray, gray.square()], 1), STRIDE)
     around = avg_pool2d(cells, _CONTRAST_CELLS, 1, _CONTRAST_CELLS // 2, count_include_pad=False)
-    mean, square = interpolate(around, scale_factor=STRIDE, mode="bilinear", align_corners=False).split(1, dim=1)
+    mean, square = interpolate(around, scale_factor=STRIDE, mode="bilinear", align_corners=False).chunk(2, dim=1)
     deviation = (square - mean.square()).clamp_min(0).add(_CONTRAST_FLOOR**2).sqrt()
     return torch.cat([(gray - 0.45) / 0.25, (gray - mean) / deviation], 1)

@@ -1,1 +1,24 @@
-"""Choices; see the modules."""
+"""Losses: how wrong a predicted scene coordinate is, and what may be known to say so."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from cadloc.config import CoordinateLoss, LossConfig, ReprojectionLoss, SwitchingLoss
+from cadloc.losses.coordinate import CoordinatePhase
+from cadloc.losses.phase import Phase
+from cadloc.losses.reprojection import ReprojectionPhase
+from cadloc.losses.switching import switching_phase
+
+
+def phase_at(config: LossConfig, progress: float) -> Phase:
+    """The loss in force at `progress` in [0, 1] of the run, its schedules resolved."""
+    match config:
+        case ReprojectionLoss():
+            return ReprojectionPhase(config, progress)
+        case CoordinateLoss():
+            return CoordinatePhase()
+        case SwitchingLoss():
+            return switching_phase(config, progress)
+        case _:
+            assert_never(config)

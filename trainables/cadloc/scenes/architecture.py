@@ -79,12 +79,10 @@ def _drum(
     return Surface(material, drum.triangles_m, drum.uv_m + rng.uniform(0.0, 50.0, 2))
 
 
-def entablature(
-    width_m: float, depth_m: float, height_m: float, rng: np.random.Generator, *, every_m: float = 1e9
-) -> Part:
+def entablature(width_m: float, depth_m: float, height_m: float, rng: np.random.Generator) -> Part:
     """Architrave, frieze with some lost triglyphs, dentils and cornice on a front; y = 0 is the frieze's face."""
     frieze, cornice = 0.38 * height_m, 0.74 * height_m
-    cuts = np.linspace(-width_m / 2, width_m / 2, max(int(width_m / every_m), 1) + 1)
+    cuts = (-width_m / 2, width_m / 2)
     profile = [
         (-0.05, 0.0),
         (-0.05, 0.16 * height_m),

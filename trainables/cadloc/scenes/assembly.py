@@ -112,7 +112,7 @@ def textured_meshes(parts: Iterable[Placed], skins: Mapping[str, Skin]) -> list[
 def _mesh(name: str, pieces: Part, skin: Skin) -> trimesh.Trimesh:
     vertices = np.concatenate([p.triangles_m for p in pieces]).reshape(-1, 3)
     uv = np.concatenate([_wrapped(p.uv_m / skin.extent_m) for p in pieces]).reshape(-1, 2)
-    material = trimesh.visual.material.PBRMaterial(
+    material = trimesh.visual.material.PBRMaterial(  # type: ignore[no-untyped-call]
         name=name,
         baseColorTexture=skin.image,
         baseColorFactor=[255, 255, 255, 255],
@@ -126,7 +126,7 @@ def _mesh(name: str, pieces: Part, skin: Skin) -> trimesh.Trimesh:
         vertices,
         np.arange(len(vertices)).reshape(-1, 3),
         process=False,
-        visual=trimesh.visual.TextureVisuals(uv=uv, material=material),
+        visual=trimesh.visual.TextureVisuals(uv=uv, material=material),  # type: ignore[no-untyped-call]
     )
     mesh.metadata["name"] = name
     return mesh

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from cadloc.scenes.assembly import Assembly, Site
-from cadloc.scenes.decals import decal
+from cadloc.scenes.decals import Kind, decal
 from cadloc.scenes.openings import Opening
 from cadloc.scenes.solids import (
     Part,
@@ -20,14 +20,16 @@ from cadloc.scenes.solids import (
     turned,
 )
 
+_PANELS: tuple[Kind, ...] = ("relief", "mural", "poster")
+
 
 def _filled(hole: Opening, rng: np.random.Generator) -> Part:
     """A bay whose window was never cut: a panel, with a relief, a poster or a mural in it."""
     panel = plank(hole.x_m, hole.z_m, hole.width_m, hole.height_m, -0.06, 0.0)
-    kind = ("relief", "mural", "poster")[int(rng.integers(3))]
+    kind = _PANELS[int(rng.integers(len(_PANELS)))]
     hung = decal(
         kind,
-        int(rng.integers(8)),
+        int(rng.integers(96)),
         hole.x_m,
         hole.z_m + 0.1 * hole.height_m,
         0.9 * hole.width_m,
@@ -63,7 +65,7 @@ def _awning(hole: Opening, rng: np.random.Generator) -> Part:
         (hole.x_m + sx * half, y, z)
         for sx, y, z in ((-1, -reach, top - drop), (1, -reach, top - drop), (1, -0.1, top), (-1, -0.1, top))
     ]
-    cloth = decal("poster", int(rng.integers(8)), 0.0, 0.0, 1.0, 1.0)[0]
+    cloth = decal("poster", int(rng.integers(96)), 0.0, 0.0, 1.0, 1.0)[0]
     return [replace(cloth, triangles_m=quads(*corners))]
 
 
@@ -82,7 +84,7 @@ def _banner(hole: Opening, rng: np.random.Generator) -> Part:
     drop = hole.height_m * float(rng.uniform(0.7, 1.1))
     return decal(
         "poster",
-        int(rng.integers(8)),
+        int(rng.integers(96)),
         hole.x_m,
         hole.z_m + hole.height_m - drop,
         hole.width_m * float(rng.uniform(0.6, 1.0)),
@@ -106,9 +108,9 @@ def _ivy(hole: Opening, rng: np.random.Generator) -> Part:
     side = float(rng.choice([-1.0, 1.0])) * hole.width_m * 0.95
     return decal(
         "ivy",
-        int(rng.integers(8)),
+        int(rng.integers(96)),
         hole.x_m + side,
-        hole.z_m - 0.9,
+        max(hole.z_m - 0.9, 0.02),
         1.6,
         hole.height_m + float(rng.uniform(0.4, 1.6)),
         -0.12,
@@ -117,8 +119,10 @@ def _ivy(hole: Opening, rng: np.random.Generator) -> Part:
 
 def _shop_sign(hole: Opening, rng: np.random.Generator) -> Part:
     board = box((0.06, 0.8, 0.8), (hole.x_m + hole.width_m * 0.85, -0.6, hole.z_m + hole.height_m * 0.6))
-    kind = "sign" if rng.random() < 0.6 else "graffiti"
-    plate = decal(kind, int(rng.integers(8)), hole.x_m + hole.width_m * 0.95, hole.z_m - 0.7, 0.8, 0.8, -0.05)
+    kind: Kind = "sign" if rng.random() < 0.6 else "graffiti"
+    plate = decal(
+        kind, int(rng.integers(96)), hole.x_m + hole.width_m * 0.95, max(hole.z_m - 0.7, 0.05), 0.8, 0.8, -0.05
+    )
     return [surface("wood", board), *plate]
 
 

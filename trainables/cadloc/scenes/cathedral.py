@@ -6,7 +6,7 @@ import numpy as np
 
 from cadloc.scenes.architecture import buttress, flying_arch, parapet, quoins, rose_window, stairs, voussoirs
 from cadloc.scenes.assembly import Assembly, Site, face_of
-from cadloc.scenes.decals import decal
+from cadloc.scenes.decals import Kind, decal
 from cadloc.scenes.facades import Storey, facade, string_course
 from cadloc.scenes.model import SceneModel, Wall
 from cadloc.scenes.openings import Opening, WindowStyle, cuts, wall, window
@@ -91,9 +91,9 @@ def _portal(assembly: Assembly, site: Site, door: Opening, rng: np.random.Genera
     for side in (-1, 1):
         statue = moved(figure(1.7, rng, material="trim"), (door.x_m + side * (door.width_m / 2 + 1.6), -0.8, 1.1))
         assembly.add(statue, site, loose=True)
-    picture = "relief" if door.width_m > 3.0 else "mural"
+    picture: Kind = "relief" if door.width_m > 3.0 else "mural"
     size = 0.52 * door.width_m
-    assembly.add(decal(picture, int(rng.integers(8)), door.x_m, spring - 0.2, size, size, door.depth_m - 0.12), site)
+    assembly.add(decal(picture, int(rng.integers(96)), door.x_m, spring - 0.2, size, size, door.depth_m - 0.12), site)
 
 
 def _tower(

@@ -1,46 +1,50 @@
 """One atlas of pictures that hang on buildings: posters, murals, inscriptions, reliefs, signs, ivy, graffiti.
 
-They are what tells one bay from the next at a distance. The atlas has 8 x 8 cells; each kind has its own rows.
+They are what tells one bay from the next at a distance. The atlas has 16 x 16 cells; each kind has its own rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from cadloc.scenes.assembly import DECALS
 from cadloc.scenes.solids import Part, Surface, quads
+from cadloc.scenes.textures import Image8
 
-Image8: TypeAlias = NDArray[np.uint8]
 Kind = Literal["poster", "inscription", "mural", "relief", "sign", "ivy", "graffiti"]
-CELLS = 8
+CELLS = 16
 # Room around a decal's picture, in cells: keeps a neighbour's colours out when the texture is minified.
 MARGIN = 0.04
 
 
 @dataclass(frozen=True)
 class Shelf:
-    """Where the pictures of a kind lie in the atlas: first row, and size of one picture in cells."""
+    """Where the pictures of a kind lie in the atlas: first row, and columns and rows of cells one picture takes."""
 
     row: int
     columns: int
     rows: int
     count: int
 
+    def corner(self, index: int) -> tuple[int, int]:
+        """Row and column of the cell at a picture's upper left; picture numbers start again after the last."""
+        line, place = divmod(index % self.count, CELLS // self.columns)
+        return self.row + line * self.rows, place * self.columns
+
 
 SHELVES: dict[Kind, Shelf] = {
-    "poster": Shelf(0, 1, 1, 8),
-    "inscription": Shelf(1, 4, 1, 2),
-    "mural": Shelf(2, 2, 2, 4),
-    "relief": Shelf(4, 1, 1, 8),
-    "sign": Shelf(5, 1, 1, 8),
-    "ivy": Shelf(6, 1, 1, 8),
-    "graffiti": Shelf(7, 1, 1, 8),
+    "poster": Shelf(0, 1, 1, 16),
+    "inscription": Shelf(1, 4, 1, 4),
+    "mural": Shelf(2, 2, 2, 16),
+    "relief": Shelf(6, 1, 1, 48),
+    "sign": Shelf(9, 1, 1, 32),
+    "ivy": Shelf(11, 1, 1, 16),
+    "graffiti": Shelf(12, 1, 1, 16),
 }
 
 
@@ -66,7 +70,7 @@ def floor_decal(kind: Kind, index: int, x_m: float, y_m: float, size_m: float, h
 
 def _window(shelf: Shelf, index: int) -> tuple[float, float, float, float]:
     """Texture coordinates u0, v0, u1, v1 of a picture; v runs up, as in glTF's viewers after trimesh's flip."""
-    column, row = (index % shelf.count) * shelf.columns, shelf.row
+    row, column = shelf.corner(index)
     top, bottom = CELLS - row, CELLS - row - shelf.rows
     edges = (column + MARGIN, bottom + MARGIN, column + shelf.columns - MARGIN, top - MARGIN)
     return edges[0] / CELLS, edges[1] / CELLS, edges[2] / CELLS, edges[3] / CELLS
@@ -82,12 +86,12 @@ def painted_atlas(
         rng = np.random.default_rng([seed_of(kind), shelf.row])
         for index in range(shelf.count):
             picture = _PAINTERS[kind](rng, shelf.columns * 128, shelf.rows * 128)
-            rows = slice(shelf.row * cell, (shelf.row + shelf.rows) * cell)
-            columns = slice(index * shelf.columns * cell, (index + 1) * shelf.columns * cell)
+            row, column = (cell * corner for corner in shelf.corner(index))
+            rows, columns = slice(row, row + shelf.rows * cell), slice(column, column + shelf.columns * cell)
             atlas[rows, columns] = cv2.resize(
                 picture, (shelf.columns * cell, shelf.rows * cell), interpolation=cv2.INTER_LINEAR
             )
-    atlas[..., :3] = cv2.multiply(atlas[..., :3].astype(np.float32), (*tint, 1.0), dtype=cv2.CV_8U)
+    atlas[..., :3] = np.clip(atlas[..., :3] * np.asarray(tint, np.float32), 0, 255)
     return atlas
 
 

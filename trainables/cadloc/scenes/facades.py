@@ -16,7 +16,6 @@ from cadloc.scenes.solids import (
     surface,
 )
 
-
 PLAIN = WindowStyle()
 
 
@@ -36,9 +35,16 @@ class Storey:
 
 
 def facade(
-    assembly: Assembly, site: Site, width_m: float, storeys: Sequence[Storey], rng: np.random.Generator, *,
-    z0_m: float = 0.0, material: str = "wall", free: Iterable[tuple[float, float]] = ()
-) -> float:  # fmt: skip
+    assembly: Assembly,
+    site: Site,
+    width_m: float,
+    storeys: Sequence[Storey],
+    rng: np.random.Generator,
+    *,
+    z0_m: float = 0.0,
+    material: str = "wall",
+    free: Iterable[tuple[float, float]] = (),
+) -> float:
     """Build a facade of storeys with a string course on each and return the height it reaches.
 
     No bay stands in the `free` stretches (x0, x1), kept for porches and towers.
@@ -63,17 +69,15 @@ def facade(
 def _bays(storey: Storey, width_m: float, low_m: float, rng: np.random.Generator) -> list[Opening]:
     pitch = width_m / max(storey.bays, 1)
     centres = (np.arange(storey.bays) - (storey.bays - 1) / 2) * pitch
-    spread = rng.normal(0.0, 0.05, (storey.bays, 3))
-    return [
-        Opening(
-            float(x + 0.6 * pitch * dx),
-            low_m + storey.sill_m,
-            min(storey.width_m * float(np.exp(2.2 * dw)), 0.8 * pitch),
-            min(storey.opening_m * float(np.exp(1.6 * dh)), storey.height_m - storey.sill_m - 0.55),
-            storey.arch,
-        )
-        for x, (dx, dw, dh) in zip(centres, spread, strict=True)
-    ]
+    return [_bay(storey, float(x), pitch, low_m, rng) for x in centres]
+
+
+def _bay(storey: Storey, x_m: float, pitch_m: float, low_m: float, rng: np.random.Generator) -> Opening:
+    """The storey's typical opening, a little out of line and size; a wide arch never reaches below its sill."""
+    shift, wider, higher = rng.normal(0.0, 1.0, 3)
+    height_m = min(storey.opening_m * float(np.exp(0.08 * higher)), storey.height_m - storey.sill_m - 0.55)
+    width_m = min(storey.width_m * float(np.exp(0.11 * wider)), 0.8 * pitch_m, 0.9 * height_m)
+    return Opening(x_m + 0.03 * pitch_m * float(shift), low_m + storey.sill_m, width_m, height_m, storey.arch)
 
 
 def _barred(opening: Opening, stretches: tuple[tuple[float, float], ...]) -> bool:

@@ -85,7 +85,7 @@ def _beams(assembly: Assembly, rng: np.random.Generator) -> float:
         assembly.add(moved(entablature(width, 0.5, height, rng), (0.0, -reach / 2, 0.0)), site)
         for x in np.arange(-width / 2 + 1.5, width / 2 - 1.0, 2.6):
             if rng.random() < 0.6:
-                assembly.add(decal("relief", int(rng.integers(8)), float(x), 0.86, 1.1, 0.75, -reach / 2 - 0.14), site)
+                assembly.add(decal("relief", int(rng.integers(96)), float(x), 0.86, 1.1, 0.75, -reach / 2 - 0.14), site)
     return foot + height
 
 

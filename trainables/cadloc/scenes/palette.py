@@ -13,19 +13,6 @@ from cadloc.scenes.assembly import DECALS, Skin
 from cadloc.scenes.decals import painted_atlas
 from cadloc.scenes.textures import Colour, Finish, Wear, painted
 
-MATERIALS = (
-    "wall",
-    "trim",
-    "accent",
-    "roof",
-    "glass",
-    "wood",
-    "metal",
-    "paving",
-    "cobbles",
-    "grass",
-    "foliage",
-)
 WearOf = Callable[[str], Wear]
 
 GROUND: dict[str, Finish] = {
@@ -86,7 +73,7 @@ def skins(
     has been through since.
     """
     worn = {name: _skin(name, finish, seed_of(name), wear_of(name), wear_seed) for name, finish in finishes.items()}
-    atlas = painted_atlas(min(2 * finishes["trim"].size_px, 1024), seed_of, wear_of(DECALS).tint)
+    atlas = painted_atlas(min(2 * finishes["trim"].size_px, 2048), seed_of, wear_of(DECALS).tint)
     return {**worn, DECALS: Skin(Image.fromarray(atlas), 1.0)}
 
 

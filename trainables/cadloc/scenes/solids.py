@@ -49,16 +49,16 @@ def planar_uv(triangles_m: Floats) -> Floats:
 def quads(a: ArrayLike, b: ArrayLike, c: ArrayLike, d: ArrayLike) -> Floats:
     """Triangles (2N, 3, 3) of quadrilaterals a, b, c, d (N, 3 each), counter-clockwise seen from outside."""
     corners = [np.asarray(corner, dtype=np.float64).reshape(-1, 3) for corner in (a, b, c, d)]
-    return np.stack([np.stack(corners[:3], axis=1), np.stack([corners[0], *corners[2:]], axis=1)], axis=1).reshape(
-        -1, 3, 3
-    )
+    halves = [np.stack(corners[:3], axis=1), np.stack([corners[0], *corners[2:]], axis=1)]
+    return np.stack(halves, axis=1).reshape(-1, 3, 3)
 
 
 def box(size_m: Point, foot_m: Point = (0.0, 0.0, 0.0)) -> Floats:
     """A box (12, 3, 3) of a size along x, y, z, standing centred on `foot_m`."""
     half_x, half_y = size_m[0] / 2, size_m[1] / 2
     outline = [(-half_x, -half_y), (half_x, -half_y), (half_x, half_y), (-half_x, half_y)]
-    return pillar(outline, 0.0, size_m[2]) + np.asarray(foot_m)
+    standing: Floats = pillar(outline, 0.0, size_m[2]) + np.asarray(foot_m)
+    return standing
 
 
 def pillar(outline_xy: ArrayLike, z0_m: float, z1_m: float) -> Floats:
@@ -172,6 +172,7 @@ def beam(start_m: ArrayLike, end_m: ArrayLike, width_m: float, depth_m: float | 
     aside /= np.linalg.norm(aside)
     frame = np.stack([aside, np.cross(along, aside), along])
     bar: Floats = box((width_m, depth_m or width_m, float(np.linalg.norm(end - start)))) @ frame + start
+    return bar
 
 
 def arc(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from cadloc.scenes.assembly import Assembly, Site
-from cadloc.scenes.decals import decal, floor_decal
+from cadloc.scenes.decals import Kind, decal, floor_decal
 from cadloc.scenes.sculpture import figure
 from cadloc.scenes.solids import Floats, Part, beam, box, ellipsoid, moved, quads, surface, turned
 
@@ -33,8 +33,8 @@ def ground(assembly: Assembly, size_m: float, rng: np.random.Generator, *, field
     _kerbs(assembly, xs[1:-1], ys[1:-1])
     for _ in range(fields * 2):
         x, y = rng.uniform(-0.42, 0.42, 2) * size_m
-        kind = "sign" if rng.random() < 0.5 else "mural"
-        assembly.add(floor_decal(kind, int(rng.integers(8)), float(x), float(y), float(rng.uniform(0.8, 2.4))))
+        kind: Kind = "sign" if rng.random() < 0.5 else "mural"
+        assembly.add(floor_decal(kind, int(rng.integers(96)), float(x), float(y), float(rng.uniform(0.8, 2.4))))
 
 
 def _uneven(size_m: float, count: int, rng: np.random.Generator) -> Floats:
@@ -114,7 +114,7 @@ def monument(rng: np.random.Generator) -> Part:
     return [
         surface("trim", np.concatenate(plinth)),
         *statue,
-        *decal("inscription", int(rng.integers(2)), 0.0, 0.6, side * 0.9, 0.6, -side / 2 - 0.02),
+        *decal("inscription", int(rng.integers(96)), 0.0, 0.6, side * 0.9, 0.6, -side / 2 - 0.02),
     ]
 
 
@@ -139,7 +139,7 @@ def kiosk(rng: np.random.Generator) -> Part:
     return [
         surface("wood", np.concatenate(body)),
         surface("accent", roof),
-        *decal("sign", int(rng.integers(8)), 0.0, 0.1, 0.8, 0.8, -0.93),
+        *decal("sign", int(rng.integers(96)), 0.0, 0.1, 0.8, 0.8, -0.93),
     ]
 
 
@@ -160,8 +160,8 @@ def signpost(rng: np.random.Generator) -> Part:
     """A post with a plate on each side."""
     height = float(rng.uniform(2.2, 3.0))
     plates = [
-        *decal("sign", int(rng.integers(8)), 0.0, height - 0.7, 0.7, 0.7, -0.05),
-        *decal("inscription", int(rng.integers(2)), 0.3, height - 1.1, 1.2, 0.3, -0.05),
+        *decal("sign", int(rng.integers(96)), 0.0, height - 0.7, 0.7, 0.7, -0.05),
+        *decal("inscription", int(rng.integers(96)), 0.3, height - 1.1, 1.2, 0.3, -0.05),
     ]
     return [surface("metal", box((0.08, 0.08, height))), *plates]
 

@@ -1,7 +1,7 @@
 """Textures of building materials, painted in code: large, without a repeating tile, different for every seed.
 
-A texture is a layout (courses of blocks, planks, panes ...), which the `structure` generator decides, and the wear on top
-of it (stains, streaks, grime, repairs), which the `weather` generator decides: the same wall can be painted new and old.
+A texture is a layout (courses of blocks, planks, panes ...), which the `structure` generator decides, under wear
+(stains, streaks, grime, repairs), which the `weather` generator decides: the same wall can be painted new and old.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Texels: TypeAlias = NDArray[np.float32]
+Image8: TypeAlias = NDArray[np.uint8]
 Colour: TypeAlias = tuple[float, float, float]
 Pattern = Literal["ashlar", "rubble", "plaster", "tiles", "boards", "sheet", "panes", "grass", "leaves"]
 
@@ -79,9 +80,7 @@ def _doubled(field: Texels, size_px: int) -> Texels:
     return np.ascontiguousarray(enlarged[margin * scale : -margin * scale, margin * scale : -margin * scale])
 
 
-def painted(
-    finish: Finish, structure: np.random.Generator, wear: Wear, weather: np.random.Generator
-) -> NDArray[np.uint8]:
+def painted(finish: Finish, structure: np.random.Generator, wear: Wear, weather: np.random.Generator) -> Image8:
     """The finish with its wear as (size, size, 3) uint8 RGB; (size, size, 4) with holes in alpha for leaves."""
     colours, height = _LAYOUTS[finish.pattern](finish, structure)
     _replace(colours, finish, wear, weather)
@@ -94,7 +93,7 @@ def painted(
     colours *= shade[..., None]
     colours *= np.asarray(wear.tint, np.float32)
     _stain(colours, wear, weather)
-    image = cv2.convertScaleAbs(colours)
+    image = np.asarray(cv2.convertScaleAbs(colours), dtype=np.uint8)
     return np.dstack([image, _leaf_alpha(finish.size_px, structure)]) if finish.pattern == "leaves" else image
 
 
@@ -102,7 +101,8 @@ def _streaks(size_px: int, rng: np.random.Generator) -> Texels:
     """Rain marks: noise drawn out down the wall, in [0, 1] and mostly near 0."""
     coarse = rng.random((max(size_px // 96, 4), size_px // 4), dtype=np.float32)
     tall = cv2.resize(coarse, (size_px, size_px), interpolation=cv2.INTER_LINEAR)
-    return np.clip(tall * 2.6 - 1.5, 0.0, 1.0)
+    marks: Texels = np.clip(tall * 2.6 - 1.5, 0.0, 1.0).astype(np.float32)
+    return marks
 
 
 def _stain(colours: Texels, wear: Wear, rng: np.random.Generator) -> None:
@@ -164,15 +164,15 @@ def _edge_distance(lengths: NDArray[np.int64]) -> Texels:
     """For each texel of consecutive blocks, the distance in texels to its block's nearer end."""
     starts = np.repeat(np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths)
     inside = np.arange(int(lengths.sum())) - starts
-    return np.minimum(inside + 0.5, np.repeat(lengths, lengths) - inside - 0.5).astype(np.float32)
+    nearer: Texels = np.minimum(inside + 0.5, np.repeat(lengths, lengths) - inside - 0.5).astype(np.float32)
+    return nearer
 
 
 def _block_colours(finish: Finish, count: int, rng: np.random.Generator) -> Texels:
     tone = 1.0 + finish.tone * np.clip(rng.normal(0.0, 0.75, (count, 1)), -1.8, 1.8)
     warmth = rng.normal(0.0, finish.hue, (count, 1)) * [1.0, 0.2, -0.9]
-    return (np.asarray(finish.colour) * tone + warmth + rng.normal(0.0, 0.3 * finish.hue, (count, 3))).astype(
-        np.float32
-    )
+    colours = np.asarray(finish.colour) * tone + warmth + rng.normal(0.0, 0.3 * finish.hue, (count, 3))
+    return colours.astype(np.float32)
 
 
 def _rubble(finish: Finish, rng: np.random.Generator) -> tuple[Texels, Texels]:
@@ -195,8 +195,8 @@ def _plain(finish: Finish, rng: np.random.Generator) -> tuple[Texels, Texels]:
     size_px = finish.size_px
     cloud = fractal(size_px, rng, coarsest=8, roughness=0.65)[..., None] - 0.5
     other = np.asarray(finish.joint, np.float32) - np.asarray(finish.colour, np.float32)
-    laid = np.asarray(finish.colour, np.float32) + other * cloud * finish.tone * 4.0
-    return laid, np.ones((size_px, size_px), np.float32)
+    laid = np.asarray(finish.colour, np.float32) + other * cloud * np.float32(4.0 * finish.tone)
+    return laid.astype(np.float32), np.ones((size_px, size_px), np.float32)
 
 
 def _boards(finish: Finish, rng: np.random.Generator) -> tuple[Texels, Texels]:
@@ -229,7 +229,7 @@ def _panes(finish: Finish, rng: np.random.Generator) -> tuple[Texels, Texels]:
     return laid, np.ones((size_px, size_px), np.float32)
 
 
-def _leaf_alpha(size_px: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+def _leaf_alpha(size_px: int, rng: np.random.Generator) -> Image8:
     holes = fractal(size_px, rng, coarsest=64, roughness=0.9)
     return np.where(holes > 0.40, 255, 0).astype(np.uint8)
 

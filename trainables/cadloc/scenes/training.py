@@ -184,7 +184,9 @@ def _portico(assembly: Assembly, face: Site, room_m: float, rng: np.random.Gener
     if rng.random() < 0.7:
         rise = 0.22 * width
         assembly.add(moved(pediment(width + 2.2, rise, out, face="accent"), (0.0, -out - 1.0, top + 1.5)), face)
-        assembly.add(decal("relief", int(rng.integers(8)), 0.0, top + 1.7, 0.32 * width, 0.5 * rise, -out - 0.45), face)
+        assembly.add(
+            decal("relief", int(rng.integers(96)), 0.0, top + 1.7, 0.32 * width, 0.5 * rise, -out - 0.45), face
+        )
     door = Opening(0.0, 0.17 * steps, 2.0, min(0.6 * height, 4.0), _arch(rng), 0.1)
     assembly.add(moved(window(door, WindowStyle(2, 2, "flat", fill="wood")), (0.0, -0.15, 0.0)), face)
 
@@ -201,7 +203,7 @@ def _tower(assembly: Assembly, face: Site, rng: np.random.Generator) -> None:
     )
     for k in range(4):
         wall = face_of(site, 90.0 * k, side / 2)
-        assembly.add(decal("sign", int(rng.integers(8)), 0.0, height - 1.9, 1.7, 1.7, -0.3), wall, loose=True)
+        assembly.add(decal("sign", int(rng.integers(96)), 0.0, height - 1.9, 1.7, 1.7, -0.3), wall, loose=True)
     rise, sections = float(rng.uniform(3.0, 9.0)), int(rng.choice([4, 8]))
     assembly.add(spire(side + 0.6, rise, sections), Site((*site.at_m[:2], height), site.turn_deg))
 

@@ -5,7 +5,7 @@ Amounts, chosen so that a photograph can be recognized by a careful observer but
 * colour: each material's RGB is multiplied by exp(N(0, 0.14)) overall and by exp(N(0, 0.06)) from warm to cool; stains,
   streaks, grime and repairs are about twice as strong as in the CAD model;
 * glass, posters and graffiti are other ones; reliefs, inscriptions and murals stay;
-* geometry: fixed parts (walls, columns, roofs, windows, floors) are shifted sideways by N(0, 1 cm) along x and y; of the
+* geometry: fixed parts (walls, columns, roofs, windows, floors) are shifted by N(0, 1 cm) along x and y; of the
   loose ones (shutters, lamps, statues, plants ...) 15 % are gone, 35 % moved by 5-30 cm and turned by up to 4 degrees;
 * added: a scaffold before one wall, banners, graffiti and signs on two; trees, lamps, kiosks, benches on the plaza.
 """
@@ -54,10 +54,10 @@ def _aged(rng: np.random.Generator) -> Wear:
     red, green, blue = np.exp(rng.normal(0.0, TINT_OVERALL) + rng.normal(0.0, TINT_WARMTH) * np.array([1.0, 0.1, -1.0]))
     return Wear(
         tint=(float(red), float(green), float(blue)),
-        stains=float(rng.uniform(0.5, 0.8)),
-        streaks=float(rng.uniform(0.25, 0.45)),
-        grime=float(rng.uniform(0.5, 0.8)),
-        replaced=float(rng.uniform(0.04, 0.07)),
+        stains=float(rng.uniform(0.45, 0.7)),
+        streaks=float(rng.uniform(0.2, 0.35)),
+        grime=float(rng.uniform(0.45, 0.7)),
+        replaced=float(rng.uniform(0.03, 0.05)),
     )
 
 
@@ -100,9 +100,9 @@ def _additions(later: Assembly, model: SceneModel, rng: np.random.Generator) -> 
 def _hangings(wall: Wall, rng: np.random.Generator) -> Part:
     """A banner high on the wall, graffiti and a sign in reach."""
     xs = rng.uniform(-0.4, 0.4, 4) * wall.width_m
-    banner = decal("poster", int(rng.integers(8)), float(xs[0]), 0.45 * wall.height_m, 1.5, 0.4 * wall.height_m, -0.4)
-    marks = [d for x in xs[1:3] for d in decal("graffiti", int(rng.integers(8)), float(x), 0.4, 1.8, 1.3, -0.3)]
-    return [*banner, *marks, *decal("sign", int(rng.integers(8)), float(xs[3]), 2.2, 0.9, 0.9, -0.35)]
+    banner = decal("poster", int(rng.integers(96)), float(xs[0]), 0.45 * wall.height_m, 1.5, 0.4 * wall.height_m, -0.4)
+    marks = [d for x in xs[1:3] for d in decal("graffiti", int(rng.integers(96)), float(x), 0.4, 1.8, 1.3, -0.3)]
+    return [*banner, *marks, *decal("sign", int(rng.integers(96)), float(xs[3]), 2.2, 0.9, 0.9, -0.35)]
 
 
 def _scaffold(width_m: float, height_m: float, rng: np.random.Generator) -> Part:

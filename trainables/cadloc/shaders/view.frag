@@ -38,7 +38,7 @@ void main() {
     n = normalize(vertex_normal);
     if (dot(n, facing) < 0.0) n = -n;
   }
-  vec3 light = ambient_colour * (1.0 - ground_bounce + ground_bounce * n.z);
+  vec3 light = ambient_colour * (1.0 + ground_bounce * n.z);
   float sun = max(dot(n, sun_direction), 0.0);
   if (sun > 0.0) light += sun_colour * sun * sunlit(dot(facing, sun_direction) > 0.0 ? facing : -facing);
   colour_out = vec4(min(albedo.rgb * light, 1.0), 1.0);

@@ -1,0 +1,228 @@
+"""The driver of one run: builds stages, runs trials, and turns the executor's events into records."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+import yaml
+
+from cadloc.contract import InputError, MissingSystemLibrary, StageSpec
+from cadloc_sweep.displays import Display
+from cadloc_sweep.durable_files import write_aside, write_json
+from cadloc_sweep.executors import Executor, StageEvent, TrialEvent, TrialTask
+from cadloc_sweep.failures import SweepError
+from cadloc_sweep.ledger import Ledger
+from cadloc_sweep.outcomes import Outcome
+from cadloc_sweep.plan import Plan
+from cadloc_sweep.spaces import SearchSpace
+from cadloc_sweep.stages import StageStore
+from cadloc_sweep.trackers import Tracker
+from cadloc_sweep.trials import SweepPaths, Trial, TrialResult
+from cadloc_sweep.worker import lost_result
+
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+
+class _Drained(Exception):
+    """Nothing more is to be started."""
+
+
+class Driver:
+    """One run of a sweep. `untold` are trials whose end no driver lived to record and tell."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        plan: Plan,
+        paths: SweepPaths,
+        store: StageStore,
+        trackers: Sequence[Tracker],
+        display: Display,
+        ledger: Ledger,
+    ) -> None:
+        self._space, self._plan, self._paths, self._store = space, plan, paths, store
+        self._trackers, self._display, self._ledger = trackers, display, ledger
+        self._trials: Mapping[str, Trial] = {trial.id: trial for trial in plan.trials}
+        told = ledger.told()
+        self.untold = [
+            trial for trial in plan.trials
+            if trial.id in ledger.results and told.get(trial.id) != ledger.results[trial.id].status
+        ]  # fmt: skip
+        self._executor: Executor | None = None
+        self._broken: dict[str, StageEvent] = {}
+        self._items: Counter[str] = Counter()
+        self._drained = self._out_of_disk = False
+
+    def run(self, pending: Sequence[Trial], make_executor: Callable[[], Executor]) -> None:
+        """Tells the trackers what they missed, and works on what is pending."""
+        self._paths.control.mkdir(exist_ok=True)
+        self._paths.stop_request.unlink(missing_ok=True)
+        self._ledger.record("run", trials=len(self._plan.trials))
+        self._tell(lambda tracker: tracker.start_sweep(self._space, self._plan))
+        waiting = {trial.id for trial in pending}
+        for trial in self.untold:
+            if trial.id not in waiting:
+                self._tell(lambda tracker, trial=trial: tracker.trial_started(trial))  # type: ignore[misc]
+                self._ended(trial, self._ledger.results[trial.id])
+        if pending:
+            self._work(pending, make_executor)
+        outcome = self.outcome(len(pending))
+        self._tell(lambda tracker: tracker.end_sweep(outcome))
+
+    def outcome(self, run_now: int) -> Outcome:
+        """The results of the plan's trials so far."""
+        results = {key: result for key, result in self._ledger.results.items() if key in self._trials}
+        return Outcome(results, len(self._trials), run_now, self._drained, self._out_of_disk)
+
+    def write_down(self) -> None:
+        """The space and the plan beside the results, for whoever reads them later."""
+        header = f"# {self._space.question}\n" if self._space.question else ""
+        text = yaml.safe_dump(dict(self._space.resolved), sort_keys=False, allow_unicode=True)
+        write_aside(self._paths.space, header + text)
+        write_json(self._paths.plan, self._plan.to_json())
+
+    def _work(self, pending: Sequence[Trial], make_executor: Callable[[], Executor]) -> None:
+        """Stages level by level, then the trials whose stages are there."""
+        self._executor = executor = make_executor()
+        try:
+            with self._draining_on_interrupt():
+                self._build({key for trial in pending for key in self._plan.stages[trial.id].values()})
+                ready = [task for trial in pending if (task := self._task(trial)) is not None]
+                if ready:
+                    executor.run_trials(ready, self._on_trial)
+        except _Drained:
+            self._drained = True
+        finally:
+            executor.close()
+
+    def _build(self, keys: set[str]) -> None:
+        levels = self._plan.levels(keys)
+        self._display.stages_wanted([spec for level in levels for spec in level if not self._store.has(spec)])
+        for level in levels:
+            possible = [spec for spec in level if not self._is_broken(spec)]
+            with self._store.locked(possible, waiting=self._check_drained):
+                self._build_level([spec for spec in possible if not self._store.has(spec)])
+
+    def _build_level(self, missing: Sequence[StageSpec]) -> None:
+        jobs = [self._store.begin(spec) for spec in missing]
+        try:
+            if jobs:
+                self._check_drained()
+                assert self._executor is not None
+                self._executor.build_stages(jobs, self._on_stage)
+        finally:
+            for job in jobs:
+                self._store.abandon(job)
+        self._check_drained()
+
+    def _is_broken(self, spec: StageSpec) -> bool:
+        """Whether a stage cannot be made because one that it is made from could not."""
+        inputs = [inner.key for inner in spec.inputs.values() if inner.key in self._broken]
+        if inputs:
+            self._broken[spec.key] = self._broken[inputs[0]]
+        return bool(inputs)
+
+    def _task(self, trial: Trial) -> TrialTask | None:
+        """The trial with its stages; None, and a failed result, when one of them could not be made."""
+        keys = self._plan.stages[trial.id]
+        stages = {role: self._store.directory(self._plan.specs[key]) for role, key in keys.items()}
+        task = TrialTask(trial, stages, self._paths.trial(trial.id).directory)
+        broken = next((self._broken[key] for key in keys.values() if key in self._broken), None)
+        if broken is None:
+            return task
+        result = lost_result(task, f"stage {broken.job.spec.kind} failed: {broken.error}", trace=broken.traceback)
+        self._on_trial(TrialEvent(trial.id, "started"))
+        self._on_trial(TrialEvent(trial.id, "ended", result=result))
+        return None
+
+    def _on_stage(self, event: StageEvent) -> None:
+        spec = event.job.spec
+        if event.kind == "chunk":
+            self._items[spec.key] += event.items
+        elif event.kind == "built":
+            self._store.publish(event.job, self._items[spec.key], event.seconds)
+            self._ledger.record("stage_built", kind=spec.kind, key=spec.key, seconds=round(event.seconds, 3))
+        else:
+            self._stage_failed(event)
+        self._display.stage_event(event)
+        self._heed_stop_request()
+
+    def _stage_failed(self, event: StageEvent) -> None:
+        """A stage that fails, fails its trials; a bad input, a missing library or a full disk ends the sweep."""
+        spec, error = event.job.spec, event.error
+        self._ledger.record("stage_failed", kind=spec.kind, key=spec.key, error=str(error))
+        if isinstance(error, InputError | MissingSystemLibrary | SweepError):
+            raise error
+        if isinstance(error, OSError) and error.errno in _FULL_DISK:
+            raise error
+        self._broken[spec.key] = event
+
+    def _on_trial(self, event: TrialEvent) -> None:
+        trial = self._trials[event.trial_id]
+        if event.kind == "started":
+            self._ledger.record("started", trial=trial.id)
+            self._tell(lambda tracker: tracker.trial_started(trial))
+        elif event.progress is not None:
+            progress = event.progress
+            self._tell(lambda tracker: tracker.trial_progress(trial, progress))
+        elif event.result is not None:
+            self._ended(trial, event.result)
+        self._display.trial_event(event)
+        self._heed_stop_request()
+
+    def _ended(self, trial: Trial, result: TrialResult) -> None:
+        self._ledger.results[trial.id] = result
+        self._ledger.record("ended", trial=trial.id, status=result.status)
+        if result.out_of_disk:
+            self._out_of_disk = True
+            self._drain()
+        directory = self._paths.trial(trial.id).directory
+        self._tell(lambda tracker: tracker.trial_ended(trial, result, directory))
+
+    def _tell(self, call: Callable[[Tracker], None]) -> None:
+        for tracker in self._trackers:
+            call(tracker)
+
+    def _heed_stop_request(self) -> None:
+        if not self._drained and self._paths.stop_request.exists():
+            self._display.note(
+                f"{self._paths.stop_request}: asked to stop; running trials end at their next checkpoint"
+            )
+            self._drained = True
+            self._drain()
+
+    def _check_drained(self) -> None:
+        self._heed_stop_request()
+        if self._drained or self._out_of_disk:
+            raise _Drained
+
+    def _drain(self) -> None:
+        if self._executor is not None:
+            self._executor.drain()
+
+    @contextmanager
+    def _draining_on_interrupt(self) -> Iterator[None]:
+        """The first interrupt (or SIGTERM) drains, the second goes through as KeyboardInterrupt."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def heed(_number: int, _frame: FrameType | None) -> None:
+            if self._drained:
+                raise KeyboardInterrupt
+            self._drained = True
+            self._display.note("interrupted: running trials end at their next checkpoint; once more to kill")
+            self._drain()
+
+        before = {number: signal.signal(number, heed) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,0 +1,65 @@
+"""Everything in this process, one after the other: the reference that every other executor must agree with."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Sequence
+
+from cadloc.contract import Progress
+from cadloc_sweep.executors import StageEvent, StageJob, TrialEvent, TrialTask
+from cadloc_sweep.worker import run_steps
+
+
+class InlineExecutor:
+    """Runs stages and trials in the calling thread."""
+
+    def __init__(self) -> None:
+        self._draining = False
+
+    def build_stages(self, jobs: Sequence[StageJob], on_event: Callable[[StageEvent], None]) -> None:
+        """Builds the jobs in order; see `Executor`."""
+        for job in jobs:
+            if self._draining:
+                return
+            try:
+                built = self._build(job, on_event)
+            except Exception as error:  # noqa: BLE001 -- whatever a stage raises ends that stage alone
+                text = "".join(traceback.format_exception(error))
+                on_event(StageEvent(job, "failed", error=error, traceback=text))
+                continue
+            if built is not None:
+                on_event(built)
+
+    def run_trials(self, tasks: Sequence[TrialTask], on_event: Callable[[TrialEvent], None]) -> None:
+        """Runs the tasks in order; see `Executor`."""
+        for task in tasks:
+            if self._draining:
+                return
+            self._run(task, on_event)
+
+    def drain(self) -> None:
+        """Ends at the next chunk or progress; see `Executor`."""
+        self._draining = True
+
+    def close(self) -> None:
+        """Holds nothing."""
+
+    def _run(self, task: TrialTask, on_event: Callable[[TrialEvent], None]) -> None:
+        def on_progress(progress: Progress) -> None:
+            on_event(TrialEvent(task.trial.id, "progress", progress=progress))
+
+        on_event(TrialEvent(task.trial.id, "started"))
+        result = run_steps(task, on_progress, stop=lambda: self._draining)
+        on_event(TrialEvent(task.trial.id, "ended", result=result))
+
+    def _build(self, job: StageJob, on_event: Callable[[StageEvent], None]) -> StageEvent | None:
+        start, total, items = time.perf_counter(), job.chunks(), 0
+        for chunk in range(total):
+            if self._draining:
+                return None
+            made = job.build_chunk(chunk)
+            items += made
+            on_event(StageEvent(job, "chunk", chunk + 1, total, made))
+        job.finish()
+        return StageEvent(job, "built", total, total, items, time.perf_counter() - start)

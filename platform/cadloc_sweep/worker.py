@@ -1,0 +1,249 @@
+"""Runs one trial, in whichever process: the trial's files, its ending, and the one place where any error is caught."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import math
+import os
+import platform
+import subprocess
+import time
+import traceback
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing, suppress
+from importlib import metadata
+from pathlib import Path
+
+from cadloc.catalog import trainable
+from cadloc.contract import CadlocError, Progress, TrialContext
+from cadloc_sweep.durable_files import write_json
+from cadloc_sweep.executors import TrialTask
+from cadloc_sweep.ledger import read_result, write_result
+from cadloc_sweep.trials import TrialPaths, TrialResult, TrialStatus
+
+_LIBRARIES = (
+    "cadloc-sweep",
+    "numpy",
+    "torch",
+    "opencv-python-headless",
+    "poselib",
+    "pyrender",
+    "trimesh",
+    "ray",
+    "mlflow",
+)
+_LONGEST_LOG_BYTES = 1_000_000
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class RuntimeExceeded(CadlocError):
+    """The trial ran longer than `resources.max_runtime_s`."""
+
+
+class NotFinite(CadlocError):
+    """A metric is not a finite number."""
+
+
+def run_trial(task: TrialTask, on_progress: Callable[[Progress], None]) -> TrialResult:
+    """Runs a trial to its end in this process; returns the result that now stands in its `result.json`."""
+    return run_steps(task, on_progress, stop=lambda: False)
+
+
+def run_steps(task: TrialTask, on_progress: Callable[[Progress], None], stop: Callable[[], bool]) -> TrialResult:
+    """Like `run_trial`, but ends the trial as `interrupted` when `stop` says so after a progress."""
+    steps = trial_steps(task)
+    while True:
+        try:
+            progress = next(steps)
+        except StopIteration as end:
+            result: TrialResult = end.value
+            return result
+        on_progress(progress)
+        if stop() and not progress.finished:
+            steps.close()
+            return read_result(TrialPaths(task.directory))
+
+
+def trial_steps(task: TrialTask) -> Generator[Progress, None, TrialResult]:
+    """A trial, step by step: yields as its trainable does and returns the result, which is then on disk.
+
+    An error of the trial is a result (`failed`), never an exception. Closing the generator ends the trial as
+    `interrupted`; the next run takes it up from its last checkpoint.
+    """
+    attempt = _Attempt(task)
+    try:
+        attempt.begin()
+        yield from attempt.steps()
+    except GeneratorExit:
+        attempt.end("interrupted")
+        raise
+    except Exception as error:  # noqa: BLE001 -- the boundary: whatever a trial raises is its result
+        return attempt.failure(error)
+    return attempt.end("finished")
+
+
+def lost_result(task: TrialTask, reason: str, status: TrialStatus = "failed", trace: str | None = None) -> TrialResult:
+    """The result of a trial that no worker ends: its worker was killed, the scheduler ended it, or a stage failed.
+
+    Metrics are those of its last recorded progress.
+    """
+    attempt = _Attempt(task)
+    attempt.metrics = _last_metrics(attempt.paths.history)
+    if not attempt.paths.config.is_file():
+        attempt.begin()
+    return attempt.end(status, error=reason, trace=trace)
+
+
+class _Attempt:
+    """One attempt at a trial: its clock, its files, its latest metrics."""
+
+    def __init__(self, task: TrialTask) -> None:
+        self.trial = task.trial
+        self.paths = TrialPaths(task.directory)
+        self.metrics: dict[str, float] = {}
+        self._stages = task.stages
+        self._started = time.time()
+        self._clock = time.perf_counter()
+
+    def begin(self) -> None:
+        """A fresh directory gets its `config.json`; an earlier, unfinished attempt's result goes."""
+        self.paths.directory.mkdir(parents=True, exist_ok=True)
+        self.paths.result.unlink(missing_ok=True)
+        write_json(self.paths.config, self.trial.to_json())
+
+    def steps(self) -> Generator[Progress, None, None]:
+        """The trainable's progress, recorded."""
+        context = TrialContext(self.paths.directory, self._stages, self.trial.device)
+        limit_s = self.trial.resources.max_runtime_s or math.inf
+        finished = False
+        with closing(_generator(trainable(self.trial.config.trainable)(self.trial.config, context))) as run:
+            for number, progress in enumerate(run):
+                self._record(progress, first=number == 0)
+                finished = progress.finished
+                yield progress
+                if self._seconds() > limit_s and not finished:
+                    raise RuntimeExceeded(f"ran longer than resources.max_runtime_s = {limit_s:g}")
+        if not finished:
+            raise RuntimeError("the trainable ended without a finished progress")
+
+    def failure(self, error: Exception) -> TrialResult:
+        """The result of an error. A full disk is no fault of the trial's: it is interrupted, and says so."""
+        text = "".join(traceback.format_exception(error))
+        full = isinstance(error, OSError) and error.errno in _DISK_FULL
+        last_line = traceback.format_exception_only(error)[-1].strip()
+        return self.end("interrupted" if full else "failed", last_line, text, out_of_disk=full)
+
+    def end(
+        self, status: TrialStatus, error: str | None = None, trace: str | None = None, out_of_disk: bool = False
+    ) -> TrialResult:
+        """The result, written to `result.json` unless the disk is full."""
+        result = TrialResult(
+            id=self.trial.id,
+            status=status,
+            metrics=self.metrics,
+            error=error,
+            traceback=trace,
+            log=str(self.paths.log) if error else None,
+            seconds=round(self._seconds(), 3),
+            versions=versions(),
+            device=self.trial.device,
+            started=round(self._started, 3),
+            ended=round(time.time(), 3),
+            out_of_disk=out_of_disk,
+        )
+        if error:
+            self._log(f"{trace or error}\n")
+        try:
+            write_result(self.paths, result)
+        except OSError:
+            if not out_of_disk:
+                raise
+        return result
+
+    def _record(self, progress: Progress, first: bool) -> None:
+        broken = [name for name, value in progress.metrics.items() if not math.isfinite(value)]
+        if broken:
+            raise NotFinite(f"{', '.join(broken)} at step {progress.step}: not a finite number")
+        if first:
+            _forget_from(self.paths.history, progress)
+            self.metrics = _last_metrics(self.paths.history)
+        self.metrics.update({name: float(value) for name, value in progress.metrics.items()})
+        with open(self.paths.history, "a", encoding="utf-8") as file:
+            file.write(json.dumps({**_plain(progress), "time_s": round(self._seconds(), 3)}) + "\n")
+
+    def _log(self, text: str) -> None:
+        """Appends to the log, which never grows beyond about a megabyte."""
+        with suppress(OSError):
+            old = self.paths.log.read_text(encoding="utf-8", errors="replace") if self.paths.log.is_file() else ""
+            stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
+            self.paths.log.write_text(f"{old}[{stamp} UTC] {text}"[-_LONGEST_LOG_BYTES:], encoding="utf-8")
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._clock
+
+
+def _generator(run: object) -> Generator[Progress, None, None]:
+    if not isinstance(run, Generator):
+        raise TypeError(f"a trainable must be a generator function; this one returned {type(run).__name__}")
+    return run
+
+
+def _plain(progress: Progress) -> dict[str, object]:
+    return {
+        "step": progress.step,
+        "samples_seen": progress.samples_seen,
+        "metrics": {name: float(value) for name, value in progress.metrics.items()},
+        "finished": progress.finished,
+    }
+
+
+def read_history(path: Path) -> list[Progress]:
+    """The progress recorded in a `history.jsonl`; a last line cut off by a kill is left out."""
+    found: list[Progress] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with suppress(ValueError, KeyError, TypeError):
+            data = json.loads(line)
+            found.append(Progress(data["step"], data["samples_seen"], data["metrics"], data["finished"]))
+    return found
+
+
+def _forget_from(path: Path, first: Progress) -> None:
+    """Drops what an earlier attempt recorded from the step on at which this one goes on."""
+    if path.is_file():
+        kept = [_plain(old) for old in read_history(path) if (old.step, old.finished) < (first.step, first.finished)]
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+
+
+def _last_metrics(path: Path) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for progress in read_history(path):
+        metrics.update(progress.metrics)
+    return metrics
+
+
+@functools.cache
+def versions() -> Mapping[str, str]:
+    """Interpreter, libraries, and the commit of the code with `+` when it has uncommitted changes, if known."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for library in _LIBRARIES:
+        with suppress(metadata.PackageNotFoundError):
+            found[library] = metadata.version(library)
+    commit = _commit()
+    return found | ({"commit": commit} if commit else {})
+
+
+def _commit() -> str:
+    """The commit of a checkout that this file is part of; empty for an installed package."""
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():
+        return ""
+    git = ["git", "-C", str(folder)]
+    quiet = {"GIT_OPTIONAL_LOCKS": "0"} | dict(os.environ)
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, env=quiet)
+        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10, env=quiet)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else ""

@@ -1,0 +1,116 @@
+"""Scene coordinate regression as in ACE (Brachmann et al., CVPR 2023): a head on frozen features, one map per scene."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cadloc.artifacts import load_map, save_map, write_poses
+from cadloc.buffer import Buffer
+from cadloc.catalog import test_sets
+from cadloc.config import TrialConfig
+from cadloc.contract import Progress, TrialContext
+from cadloc.datasets.ace_layout import Dataset
+from cadloc.encoders import build as build_encoder
+from cadloc.encoding import encode_image
+from cadloc.evaluation import Evaluation, evaluate, predict_grid
+from cadloc.figures import draw_curves, draw_queries
+from cadloc.geometry import Array, cell_pixels
+from cadloc.heads import build as build_head
+from cadloc.heads.head import Head
+from cadloc.localization import Estimate, localize
+from cadloc.losses import phase_at
+from cadloc.queries import Queries
+from cadloc.samples import Samples
+from cadloc.training import CHECKPOINT, Training, mean_loss
+
+
+def train(config: TrialConfig, context: TrialContext) -> Iterator[Progress]:
+    """Trains a head on the buffer, then localizes every query set with it.
+
+    Yields the validation's metrics at every milestone and, at the end, the test's. Leaves map, poses, history
+    and figures in `context.directory`; started there again, it resumes from its last checkpoint.
+    """
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    samples = Samples.from_buffer(Buffer.open(context.stages["buffer"]), context.device)
+    head = build_head(config.head, samples.dimensions, config.seed).to(context.device)
+    training = Training(head, samples, config, context.directory)
+    if not training.resume():
+        head.fit(samples, config.seed)
+
+    validation = Queries.open(context.stages["queries/validation"])
+    validation_samples = Samples.from_queries(validation, context.device)
+    card = Dataset.open(context.stages["views/synthetic"]).card
+    diameter_m = float(card["building_diameter_m"])
+
+    def test(queries: Queries) -> Evaluation:
+        return evaluate(
+            head, queries, config.localization, diameter_m=diameter_m, seed=config.seed, device=context.device
+        )
+
+    def validate(head: Head) -> Mapping[str, float]:
+        progress = training.progression.step / config.training.iterations
+        loss = mean_loss(head, validation_samples, phase_at(config.loss, progress))
+        return _named("validation/synthetic", {"loss": loss, **test(validation).metrics})
+
+    for row in training.run(validate):
+        yield _progress(training, row)
+
+    head.eval()
+    size_px = (validation.width_px, validation.height_px)
+    save_map(context.directory, head, config, size_px, np.array(card["origin_m"]))
+    metrics: dict[str, float] = {}
+    for name in test_sets(config):
+        queries = Queries.open(context.stages[f"queries/{name}"])
+        evaluation = test(queries)
+        write_poses(
+            context.directory / f"poses_{name}.csv", queries.names, evaluation.estimates, evaluation.errors
+        )
+        draw_queries(context.directory / "figures" / f"queries_{name}.png", config, context.stages, name, evaluation)
+        metrics |= _named(f"test/{name}", evaluation.metrics)
+    draw_curves(context.directory / "figures" / "curves.png", training.progression.history)
+    (context.directory / CHECKPOINT).unlink(missing_ok=True)
+    yield _progress(training, metrics, finished=True)
+
+
+def localize_image(map_path: Path, image: NDArray[np.uint8], intrinsics: Array, seed: int = 0) -> Estimate:
+    """Pose of the camera that took an RGB image (H, W, 3) with `intrinsics` (3, 3), against a trial's map.
+
+    The image is resized so that its short side is that of the views the map was trained on: features know one
+    scale only. Raises InputError for what is no map, ValueError for an image too small.
+    """
+    scene = load_map(map_path)
+    scale = min(scene.image_size_px) / min(image.shape[:2])
+    width_px, height_px = (max(8, round(side * scale)) for side in image.shape[1::-1])
+    resized = cv2.resize(image, (width_px, height_px), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    # Each side by its own factor: rounding to whole pixels changes their ratio.
+    factors = np.array([width_px / image.shape[1], height_px / image.shape[0], 1.0])
+    features = encode_image(build_encoder(scene.encoder), np.asarray(resized, np.uint8))
+    predicted = predict_grid(scene.head, features)
+    pixels = cell_pixels(*features.shape[:2])
+    return localize(
+        predicted.reshape(-1, 3),
+        pixels.reshape(-1, 2),
+        factors[:, None] * intrinsics,
+        width_px,
+        height_px,
+        scene.localization,
+        seed,
+    )
+
+
+def _progress(training: Training, metrics: Mapping[str, float], finished: bool = False) -> Progress:
+    last = training.progression.history[-1]
+    kept = {name: last[name] for name in ("train/loss", "train/samples_seen", "time/training_s")}
+    named = {name: value for name, value in metrics.items() if name != "step"}
+    return Progress(training.progression.step, int(last["train/samples_seen"]), {**kept, **named}, finished)
+
+
+def _named(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    return {f"{prefix}/{name}": value for name, value in metrics.items()}

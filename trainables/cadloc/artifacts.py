@@ -1,0 +1,139 @@
+"""What a trial leaves behind: its map, its poses, its history; and reading a map back."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from scipy.spatial.transform import Rotation
+
+from cadloc.config import EncoderConfig, HeadConfig, LocalizationConfig, TrialConfig
+from cadloc.contract import Fault, InputError, Json
+from cadloc.geometry import Array, inverse
+from cadloc.heads import build
+from cadloc.heads.head import Head
+from cadloc.localization import Estimate
+from cadloc.metrics import PoseErrors
+
+SCHEMA_VERSION = 1
+WEIGHTS, CARD = "map.safetensors", "map.json"
+
+
+@dataclass(frozen=True, eq=False)
+class SceneMap:
+    """A trained head with all that a photograph needs to be localized by it.
+
+    `image_size_px` is the (width, height) of the views it was trained on; `origin_m` (3,) is what was subtracted
+    from the CAD model's own coordinates, so `cad` point + origin is the point of the file.
+    """
+
+    head: Head
+    encoder: EncoderConfig
+    localization: LocalizationConfig
+    scene: str
+    image_size_px: tuple[int, int]
+    origin_m: Array
+
+
+def save_map(directory: Path, head: Head, config: TrialConfig, image_size_px: tuple[int, int], origin_m: Array) -> None:
+    """Writes `map.safetensors` (float32 throughout) and `map.json`."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}
+    card = {
+        "schema_version": SCHEMA_VERSION,
+        "scene": config.scene.name,
+        "head": config.head.model_dump(mode="json"),
+        "encoder": config.encoder.model_dump(mode="json"),
+        "localization": config.localization.model_dump(mode="json"),
+        "dimensions": head.dimensions,
+        "image_size_px": list(image_size_px),
+        "origin_m": np.asarray(origin_m).tolist(),
+        "frame": "cad: z up, metres, origin_m subtracted",
+    }
+    write_bytes(directory / WEIGHTS, save(tensors))
+    write_bytes(directory / CARD, (json.dumps(card, indent=2) + "\n").encode())
+
+
+def load_map(path: Path) -> SceneMap:
+    """The map in a trial's directory, or of its `map.json`. Raises InputError for what is no map."""
+    directory = path.parent if path.suffix else path
+    card_path = directory / CARD
+    try:
+        card = json.loads(card_path.read_text())
+        if card["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"schema version {card['schema_version']}, this program reads {SCHEMA_VERSION}")
+        head = build(_read(HeadConfig, card["head"]), card["dimensions"], seed=0)
+        head.load_state_dict(load((directory / WEIGHTS).read_bytes()))
+        return SceneMap(
+            head.eval().requires_grad_(False),
+            _read(EncoderConfig, card["encoder"]),
+            _read(LocalizationConfig, card["localization"]),
+            card["scene"],
+            (int(card["image_size_px"][0]), int(card["image_size_px"][1])),
+            np.array(card["origin_m"], dtype=np.float64),
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ValidationError, SafetensorError) as error:
+        allowed = f"a map: {CARD} beside {WEIGHTS}, as a finished trial leaves them"
+        raise InputError(Fault(str(card_path), "map", str(error).splitlines()[0], allowed)) from error
+
+
+def write_poses(
+    path: Path, names: Sequence[str], estimates: Sequence[Estimate], errors: PoseErrors
+) -> None:
+    """One row per query: `cam_from_cad` as unit quaternion and translation, errors, inliers; no pose, empty fields."""
+    rows: list[Mapping[str, object]] = []
+    for i, (name, estimate) in enumerate(zip(names, estimates, strict=True)):
+        pose = dict.fromkeys(("qw", "qx", "qy", "qz", "tx_m", "ty_m", "tz_m"), "")
+        if estimate.cad_from_cam is not None:
+            numbers = quaternion_and_translation(inverse(estimate.cad_from_cam))
+            pose = {key: f"{number:.9g}" for key, number in zip(pose, numbers, strict=True)}
+        rows.append(
+            {
+                "name": name,
+                **pose,
+                "translation_error_m": f"{errors.translation_m[i]:.6g}",
+                "rotation_error_deg": f"{errors.rotation_deg[i]:.6g}",
+                "inliers": estimate.inliers,
+                "inlier_share": f"{estimate.inlier_share:.4f}",
+                "coverage": f"{estimate.coverage:.4f}",
+                "runtime_s": f"{estimate.runtime_s:.4f}",
+            }
+        )
+    write_table(path, rows)
+
+
+def quaternion_and_translation(dst_from_src: Array) -> tuple[float, ...]:
+    """(qw, qx, qy, qz, tx, ty, tz) of a rigid transform (4, 4); qw is not negative."""
+    x, y, z, w = Rotation.from_matrix(dst_from_src[:3, :3]).as_quat(canonical=True)
+    return (w, x, y, z, *dst_from_src[:3, 3])
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """A CSV with the union of the rows' keys as columns, in order of appearance."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_bytes(path, text.getvalue().encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes aside and renames: a reader finds the old file or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_bytes(content)
+    os.replace(aside, path)
+
+
+def _read(union: Any, value: Json) -> Any:
+    return TypeAdapter(union).validate_python(value)

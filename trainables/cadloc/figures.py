@@ -1,0 +1,117 @@
+"""Pictures of a trial: its curves, and what it makes of a few queries."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from cadloc.artifacts import write_bytes
+from cadloc.cad import CadModel
+from cadloc.config import SceneConfig, TrialConfig
+from cadloc.contract import canonical
+from cadloc.datasets.ace_layout import Dataset, View
+from cadloc.evaluation import Evaluation
+from cadloc.geometry import Array
+from cadloc.localization import Estimate
+from cadloc.queries import Queries
+from cadloc.rendering import Light, process_renderer
+from cadloc.scene_models import load_scene_model
+
+OVERLAY_WEIGHT = 0.55
+
+
+def draw_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:
+    """Loss in training and validation, and pose errors in validation, over the samples seen."""
+    seen = [row["train/samples_seen"] for row in history]
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    loss, translation, rotation = figure.subplots(1, 3)
+    prefix = "validation/synthetic"
+    _curve(loss, seen, history, "train/loss", "training")
+    _curve(loss, seen, history, f"{prefix}/loss", "validation")
+    _curve(translation, seen, history, f"{prefix}/translation_error_median_m", "translation, m")
+    _curve(translation, seen, history, f"{prefix}/scene_coordinate_error_median_m", "scene coordinate, m")
+    _curve(rotation, seen, history, f"{prefix}/rotation_error_median_deg", "rotation, deg")
+    for axes, title in ((loss, "loss"), (translation, "median error"), (rotation, "median error")):
+        axes.set(title=title, xlabel="samples seen", yscale="log")
+        axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def draw_queries(
+    path: Path, config: TrialConfig, stages: Mapping[str, Path], name: str, evaluation: Evaluation
+) -> None:
+    """The best, the median and the worst localized query of set `name`, each in a row of four pictures.
+
+    The query; its true scene coordinates as colours; the predicted ones; and the query mixed with a render of the
+    scene's CAD model at the estimated pose, where a right pose shows no double edges.
+    """
+    queries = Queries.open(stages[f"queries/{name}"])
+    views = {view.name: view for view in Dataset.open(stages[f"views/{name}"]).views("query")}
+    model = _scene_model(canonical(config.scene.model_dump(mode="json")))
+    order = np.argsort(evaluation.errors.translation_m, kind="stable")
+    shown = list(dict.fromkeys(order[[0, len(order) // 2, -1]].tolist()))
+    figure = Figure(figsize=(13, 2.7 * len(shown)), layout="constrained")
+    for axes, i in zip(figure.subplots(len(shown), 4, squeeze=False), shown, strict=True):
+        true = queries.scene_coordinates[i]
+        known = np.isfinite(true).all(axis=-1)
+        view = views[queries.names[i]]
+        pictures = {
+            queries.names[i]: view.read_image(),
+            "scene coordinates": _coloured(true, model.bounds, known),
+            "predicted": _coloured(evaluation.scene_coordinates[i], model.bounds, known),
+            _title(evaluation, i): _overlaid(view, evaluation.estimates[i], model, config),
+        }
+        for place, (title, picture) in zip(axes, pictures.items(), strict=True):
+            place.imshow(picture, interpolation="nearest")
+            place.set_title(title, fontsize=8)
+            place.set_axis_off()
+    _save(figure, path)
+
+
+def _curve(
+    axes: Axes, seen: Sequence[float], history: Sequence[Mapping[str, float]], name: str, label: str
+) -> None:
+    axes.plot(seen, [row[name] for row in history], marker="o", markersize=3, label=label)
+
+
+def _coloured(points: NDArray[np.float32], bounds: Array, known: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Points (rows, cols, 3) as colours: x, y, z across the model's bounds (2, 3) are red, green, blue."""
+    colours = np.nan_to_num((points - bounds[0]) / (bounds[1] - bounds[0])).clip(0, 1)
+    return np.where(known[..., None], colours, 1.0)
+
+
+def _overlaid(view: View, estimate: Estimate, model: CadModel, config: TrialConfig) -> NDArray[np.uint8]:
+    image = view.read_image()
+    if estimate.cad_from_cam is None:
+        return image
+    renderer = process_renderer(config.views.backend)
+    size = (image.shape[1], image.shape[0])
+    render = renderer.render(model, estimate.cad_from_cam, view.intrinsics, *size, Light())
+    mixed = OVERLAY_WEIGHT * render.image + (1 - OVERLAY_WEIGHT) * image
+    return np.where(render.mask[..., None], mixed, image).astype(np.uint8)
+
+
+def _title(evaluation: Evaluation, i: int) -> str:
+    if evaluation.estimates[i].cad_from_cam is None:
+        return "not localized"
+    return f"{evaluation.errors.translation_m[i]:.2f} m, {evaluation.errors.rotation_deg[i]:.2f} deg"
+
+
+@lru_cache(maxsize=2)
+def _scene_model(scene: str) -> CadModel:
+    """The CAD model of a scene given as canonical JSON; kept, as a process runs many trials of few scenes."""
+    return load_scene_model(SceneConfig.model_validate_json(scene), "synthetic")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    content = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(content)
+    write_bytes(path, content.getvalue())

@@ -1,0 +1,164 @@
+"""A head that first says which anchor, then where about it: classification is what a CAD scene's features can do.
+
+Scene coordinates of repeated architecture are ambiguous. A regressor answers with the mean of all candidates,
+which lies nowhere; a classifier over anchors names one candidate, and a wrong one is an outlier that the pose
+solver discards (as in DSAC-style hierarchical and GLACE-style clustered read-outs, but with the mode instead of
+the mean).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cadloc.config import AnchorHead
+from cadloc.heads.anchors import log_likelihood_of_points, log_likelihood_of_rays, place_anchors, spacing_m
+from cadloc.heads.head import Head, HeadOutput, TrainingOutput
+from cadloc.losses.phase import Evidence
+from cadloc.samples import Batch, Samples
+
+CODE = 32
+"""Numbers per cell from which every anchor reads its own offset."""
+
+DEVIATION = 0.7
+"""Standard deviation of a point about its anchor, in anchor spacings: neighbours share what lies between them."""
+
+PROTOTYPE_SAMPLES = 60_000
+PROTOTYPE_BATCH = 2048
+PRIOR_WEIGHT = 0.5
+SHRINKAGE = 1e-3
+START_TEMPERATURE = 0.3
+"""The Gaussian classifier is over-confident, as cells of one view are not independent: its scores are tempered."""
+
+
+class AnchorClassifier(Head):
+    """Whitened features, residual blocks, one score per anchor, and a small linear offset of each anchor's own.
+
+    `anchors` (K, 3) are relative to `centre` (3,); both are float32 and in `cad` axes, and so is the read-out.
+    """
+
+    centre: Tensor
+    anchors: Tensor
+
+    def __init__(self, config: AnchorHead, dimensions: int) -> None:
+        super().__init__()
+        self.dimensions = dimensions
+        self.classification = config.classification
+        self.whitening = nn.Linear(dimensions, dimensions)
+        self.blocks = nn.ModuleList(_block(dimensions, config.width) for _ in range(config.blocks))
+        self.scores = nn.Linear(dimensions, config.anchors)
+        self.code = nn.Linear(dimensions, CODE)
+        self.offsets = nn.Parameter(torch.zeros(config.anchors, 3, CODE))
+        self.register_buffer("centre", torch.zeros(3))
+        self.register_buffer("anchors", torch.zeros(config.anchors, 3))
+        self.register_buffer("length_m", torch.ones(()))
+
+    def forward(self, features: Tensor) -> HeadOutput:
+        """Coordinates (B, 3) about the best-scored anchor of features (B, C), and all scores (B, K)."""
+        hidden = self._hidden(features)
+        logits = self.scores(hidden)
+        return HeadOutput(self._coordinates(hidden, logits.argmax(dim=1)), logits)
+
+    def training_output(self, batch: Batch, evidence: Evidence) -> TrainingOutput:
+        """Coordinates about the anchor that scores and evidence together find likeliest, and the cross-entropy.
+
+        Its target is the posterior of the anchors under the evidence: one step of expectation maximisation of the
+        likelihood Σ_k p(anchor k | feature) p(evidence | anchor k). Choosing the anchor by the posterior keeps
+        the offsets from chasing points next to other anchors.
+        """
+        hidden = self._hidden(batch.features)
+        logits = self.scores(hidden).float()
+        posterior = torch.softmax(self._log_likelihood(batch, evidence).add_(logits.detach()), dim=1)
+        cross_entropy = nn.functional.cross_entropy(logits, posterior)
+        chosen = posterior.argmax(dim=1)
+        return TrainingOutput(self._coordinates(hidden, chosen), self.classification * cross_entropy)
+
+    @torch.no_grad()
+    def fit(self, samples: Samples, seed: int) -> None:
+        """Places the anchors by k-means of the samples' scene coordinates and starts the classifier from rays.
+
+        The start needs poses only, so it is the same for every loss. Raises InputError when there are fewer
+        samples than anchors.
+        """
+        centres = place_anchors(samples.scene_coordinates.cpu().numpy(), len(self.anchors), seed)
+        self.centre.copy_(torch.from_numpy(centres.mean(axis=0)))
+        self.anchors.copy_(torch.from_numpy(centres) - self.centre.double().cpu())
+        self.length_m.fill_(spacing_m(centres))
+        some = _some(samples, PROTOTYPE_SAMPLES, seed)
+        self._start_from_prototypes(samples, some, prior=False)
+        self._start_from_prototypes(samples, some, prior=True)
+        self.scores.weight.mul_(START_TEMPERATURE)
+        self.scores.bias.mul_(START_TEMPERATURE)
+
+    def _hidden(self, features: Tensor) -> Tensor:
+        hidden: Tensor = self.whitening(features)
+        for block in self.blocks:
+            hidden = hidden + block(hidden)
+        return hidden
+
+    def _coordinates(self, hidden: Tensor, chosen: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            code = torch.tanh(self.code(START_TEMPERATURE * hidden.float()))
+            offset = torch.einsum("bik,bk->bi", self.offsets[chosen], code)
+            return self.centre + self.anchors[chosen] + self.length_m * offset
+
+    @torch.no_grad()
+    def _log_likelihood(self, batch: Batch, evidence: Evidence) -> Tensor:
+        deviation_m = DEVIATION * self.length_m
+        if evidence == "points":
+            return log_likelihood_of_points(self.anchors, batch.scene_coordinates - self.centre, deviation_m)
+        return log_likelihood_of_rays(self.anchors, batch, self.centre, deviation_m)
+
+    def _start_from_prototypes(self, samples: Samples, some: Tensor, *, prior: bool) -> None:
+        """Linear discriminant analysis with the rays' posteriors as soft labels; `prior`: under the present scores.
+
+        Every anchor gets the mean feature of the cells whose rays it explains as prototype. Whitening by the
+        covariance within anchors makes the Gaussian classifier linear: it is the start of the network.
+        """
+        mean = samples.features[some].float().mean(dim=0)
+        dimensions, device = samples.dimensions, mean.device
+        sums = torch.zeros(len(self.anchors), dimensions, device=device)
+        weights = torch.zeros(len(self.anchors), device=device)
+        total = torch.zeros(dimensions, dimensions, device=device)
+        for indices in some.split(PROTOTYPE_BATCH):
+            batch = samples.batch(indices)
+            scores = self._log_likelihood(batch, "rays")
+            if prior:
+                scores.add_(self.scores(self.whitening(batch.features)), alpha=PRIOR_WEIGHT)
+            posterior = torch.softmax(scores, dim=1)
+            centred = batch.features - mean
+            sums.addmm_(posterior.T, centred)
+            weights += posterior.sum(dim=0)
+            total.addmm_(centred.T, centred)
+        prototypes = sums / weights.clamp(min=SHRINKAGE)[:, None]
+        within = (total - (prototypes * weights[:, None]).T @ prototypes) / weights.sum()
+        whitened_from_feature = _inverse_square_root(within)
+        self.whitening.weight.copy_(whitened_from_feature)
+        self.whitening.bias.copy_(-(whitened_from_feature @ mean))
+        whitened = prototypes @ whitened_from_feature.T
+        self.scores.weight.copy_(whitened)
+        self.scores.bias.copy_(-0.5 * (whitened**2).sum(dim=1))
+
+
+def _inverse_square_root(covariance: Tensor) -> Tensor:
+    """Whitening matrix (C, C) of a covariance (C, C), shrunk a little towards a sphere; float64 inside."""
+    matrix = covariance.double()
+    matrix = matrix + SHRINKAGE * matrix.diagonal().mean() * torch.eye(len(matrix), device=matrix.device)
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors / values.clamp(min=1e-12).sqrt()).T.to(covariance.dtype)
+
+
+def _block(dimensions: int, width: int) -> nn.Sequential:
+    """A residual branch that starts at zero: training begins at the classifier that the prototypes make."""
+    branch = nn.Sequential(nn.Linear(dimensions, width), nn.ReLU(), nn.Linear(width, dimensions))
+    for parameter in branch[2].parameters():
+        nn.init.zeros_(parameter)
+    return branch
+
+
+def _some(samples: Samples, count: int, seed: int) -> Tensor:
+    """Indices of `count` samples (all, if there are fewer), in the order of the buffer."""
+    generator = np.random.default_rng([seed, 1])
+    chosen = generator.choice(len(samples), min(count, len(samples)), replace=False)
+    return torch.from_numpy(np.sort(chosen)).to(samples.features.device)
