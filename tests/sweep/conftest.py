@@ -35,19 +35,20 @@ class ToySweep:
 
     folder: Path
     text: str = TOY_SPACE
+    name: str = "toys"
     display: Silent = field(default_factory=Silent)
 
     @property
     def file(self) -> Path:
         """The space file, written."""
-        path = self.folder / "toys.yaml"
-        path.write_text(self.text)
+        path = self.folder / f"{self.name}.yaml"
+        path.write_text(self.text.replace("name: toys", f"name: {self.name}"))
         return path
 
     @property
     def paths(self) -> SweepPaths:
         """Where the sweep lies."""
-        return SweepPaths(self.folder / "sweeps", "toys")
+        return SweepPaths(self.folder / "sweeps", self.name)
 
     def plan(self, *settings: str) -> Plan:
         """The plan under some settings."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
-from conftest import ToySweep
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +16,9 @@ from cadloc.config import SceneConfig, TrialConfig
 from cadloc_sweep.designs import Factor, Factorial, LeaveOneOut, OneFactor, RandomSample, choices, reference
 from cadloc_sweep.plan import FEWEST_PAIRS, make_plan, trial_id
 from cadloc_sweep.spaces import load_space
+
+if TYPE_CHECKING:
+    from conftest import ToySweep
 
 sizes = st.lists(st.integers(2, 4), min_size=1, max_size=4)
 
@@ -142,7 +145,10 @@ def test_stages_are_shared_and_ordered(toys: ToySweep) -> None:
     plan = toys.plan()
     assert len(plan.trials) == 8
     levels = plan.levels(plan.specs)
-    assert [[spec.kind for spec in level] for level in levels] == [["toy_trainable:RAW"] * 2, ["toy_trainable:NUMBERS"] * 2]
+    assert [[spec.kind for spec in level] for level in levels] == [
+        ["toy_trainable:RAW"] * 2,
+        ["toy_trainable:NUMBERS"] * 2,
+    ]
     one = plan.stages[plan.trials[0].id].values()
     assert [len(level) for level in plan.levels(one)] == [1, 1]
 
@@ -169,12 +175,12 @@ def test_warnings_name_what_cannot_be_concluded(toys: ToySweep) -> None:
 
 def test_reported_metrics_are_those_of_the_localizer() -> None:
     """The names that objectives may use are the names that the evaluation gives."""
+    from cadloc.localization import Estimate
     from cadloc.metrics import PoseErrors, summary
 
-    errors = PoseErrors.of([], __import__("numpy").zeros((0, 4, 4)))
-    del errors
-    config = TrialConfig(scene=SceneConfig(name="gate", built_in=True))
-    known = reported_metrics(config)
+    failed = Estimate(None, 0, 0.0, 0.0, 0.1)
+    told = summary(PoseErrors.of([failed], np.eye(4)[None]), [failed], 1.0, 10.0)
+    assert set(POSE_METRICS) == set(told)
+    known = reported_metrics(TrialConfig(scene=SceneConfig(name="gate", built_in=True)))
     assert known is not None
-    assert {f"test/photo/{name}" for name in POSE_METRICS} < known
-    assert summary is not None
+    assert {f"test/{domain}/{name}" for domain in ("synthetic", "photo") for name in told} < known

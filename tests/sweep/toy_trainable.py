@@ -24,10 +24,12 @@ def train(config: TrialConfig, context: TrialContext) -> Iterator[Progress]:
     numbers = json.loads((context.stages["numbers"] / "numbers.json").read_text())
     checkpoint = context.directory / "step.txt"
     start = int(checkpoint.read_text()) if checkpoint.is_file() else 0
-    for step in range(start + 1, config.training.iterations + 1):
+    for step in range(min(start + 1, config.training.iterations), config.training.iterations + 1):
         if config.training.weight_decay == 0.5:
             raise RuntimeError("asked for trouble")
-        noise = random.Random(f"{config.seed} {step}").random() if config.training.weight_decay != 0.75 else float("nan")
+        noise = (
+            random.Random(f"{config.seed} {step}").random() if config.training.weight_decay != 0.75 else float("nan")
+        )
         error = config.training.learning_rate + noise / step + sum(numbers)
         checkpoint.write_text(str(step))
         last = step == config.training.iterations and config.training.weight_decay != 1

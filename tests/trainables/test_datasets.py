@@ -366,6 +366,23 @@ def test_up_axes_do_not_matter_to_registration(scene: SceneConfig, tmp_path: Pat
     assert np.allclose(registered.bounds, load_cad(scene.cad).bounds, atol=1e-5)
 
 
+def test_loading_twice_gives_the_same_model(tmp_path: Path) -> None:
+    """One mesh of many primitives, nodes without names: every process sees the same faces in the same order."""
+    boxes = [trimesh.creation.box([1, 1, 1 + index]) for index in range(8)]
+    files = trimesh.Scene(boxes).export(file_type="gltf")
+    tree = json.loads(files["model.gltf"])
+    primitives = [primitive for mesh in tree["meshes"] for primitive in mesh["primitives"]]
+    tree |= {"meshes": [{"name": "m", "primitives": primitives}], "nodes": [{"name": "n", "mesh": 0}], "scene": 0}
+    tree["scenes"] = [{"nodes": [0]}]
+    for name, content in {**files, "model.gltf": json.dumps(tree).encode()}.items():
+        (tmp_path / name).write_bytes(content)
+    config = CadConfig(path=str(tmp_path / "model.gltf"), up="z")
+    first, again = load_cad(config).mesh, load_cad(config).mesh
+    assert len(first.faces) > 12
+    assert np.array_equal(first.vertices, again.vertices)
+    assert np.array_equal(first.faces, again.faces)
+
+
 def test_query_set_elsewhere(scene: SceneConfig, tmp_path: Path) -> None:
     """A model registered to another place is an input error, not an empty test set."""
     far = np.eye(4)

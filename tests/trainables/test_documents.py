@@ -21,8 +21,10 @@ GATE = "scene: {name: gate, built_in: true}\n"
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("1e-3", 0.001), ("1E3", 1000.0), (".5", 0.5), ("-2.", -2.0), ("+3", 3), ("010", 10), ("0x10", 16), ("0o17", 15),
-        ("no", "no"), ("on", "on"), ("Yes", "Yes"), ("y", "y"), ("true", True), ("FALSE", False), ("~", None), ("null", None),
+        ("1e-3", 0.001), ("1E3", 1000.0), (".5", 0.5), ("-2.", -2.0), ("+3", 3), ("010", 10), ("0x10", 16),
+        ("0o17", 15),
+        ("no", "no"), ("on", "on"), ("Yes", "Yes"), ("y", "y"), ("true", True), ("FALSE", False), ("~", None),
+        ("null", None),
         ("1_000", "1_000"), ("12:30:45", "12:30:45"), ("2024-01-01", "2024-01-01"), ("0b1", "0b1"), ("'1'", "1"),
         ("-.inf", -math.inf), ("[1, a]", [1, "a"]), ("{a: {b: 1}}", {"a": {"b": 1}}), ("v1.2", "v1.2"), ("1e", "1e"),
     ],
@@ -66,11 +68,15 @@ def test_first_comment_is_the_question() -> None:
 @pytest.mark.parametrize(
     ("content", "word"),
     [
-        (b"a: 1\na: 2\n", "second time"), (b"a: [1\n", "YAML 1.2"), (b"", "empty"), (b"a: \xff\n", "UTF-8"), (b"1: a\n", "not a word"),
-        (b"a: !!python/object:os.system x\n", "tag"), (b"a: &x [*x]\n", "without end"), (b"a: !!int x\n", "type int"),
-        (b"a: *unknown\n", "alias"), (b"a: 1\n---\nb: 2\n", "document"), (b"\x00\n", "YAML"), (b"a: " + b"9" * 5000, "type int"),
-        (b"a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\n"
-         b"d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: [*e,*e,*e,*e,*e,*e,*e]\n", "without end"),
+        (b"a: 1\na: 2\n", "second time"), (b"a: [1\n", "YAML 1.2"), (b"", "empty"), (b"a: \xff\n", "UTF-8"),
+        (b"1: a\n", "not a word"),
+        (b"a: !!python/object:os.system x\n", "tag"), (b"a: &x [*x]\n", "without end"),
+        (b"a: !!int x\n", "type int"),
+        (b"a: *unknown\n", "alias"), (b"a: 1\n---\nb: 2\n", "document"), (b"\x00\n", "YAML"),
+        (b"a: " + b"9" * 5000, "type int"),
+        (b"a: &a [x,x,x,x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\n"
+         b"c: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\n"
+         b"d: [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c,*c,*c,*c,*c,*c,*c,*c,*c,*c]\n", "without end"),
         (b"a: " + b"[" * 500, "deep"),
     ],
 )  # fmt: skip
@@ -105,7 +111,12 @@ def test_missing_file_is_a_fault(tmp_path: Path) -> None:
         ("training: {iterations: true}", "training.iterations", "true", "a whole number"),
         ("training: {learning_rate: .nan}", "training.learning_rate", "nan", "finite"),
         ("training: {learning_rate: 0}", "training.learning_rate", "0", "greater than 0"),
-        ("views: {viewpoints: {orbit: {elevations_deg: [4, 99]}}}", "views.viewpoints.orbit.elevations_deg[1]", "99", "85"),
+        (
+            "views: {viewpoints: {orbit: {elevations_deg: [4, 99]}}}",
+            "views.viewpoints.orbit.elevations_deg[1]",
+            "99",
+            "85",
+        ),
         ("localization: {solver: poselip}", "localization.solver", "'poselip'", "did you mean 'poselib'?"),
         ("domains: [synthetc]", "domains[0]", "'synthetc'", "did you mean 'synthetic'?"),
         ("trainig: {}", "trainig", "an unknown key", "did you mean 'training'?"),

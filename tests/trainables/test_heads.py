@@ -15,6 +15,7 @@ from cadloc.heads import build
 from cadloc.heads.ace import AcePerceptron, dehomogenised
 from cadloc.heads.anchor import AnchorClassifier
 from cadloc.heads.anchors import log_likelihood_of_points, log_likelihood_of_rays, place_anchors, spacing_m
+from cadloc.heads.prototypes import discriminant
 from cadloc.samples import Samples
 
 CHANNELS = 48
@@ -112,17 +113,20 @@ def test_rays_as_evidence_never_read_scene_coordinates(config: AceHead | AnchorH
     assert torch.equal(outputs[0].own_loss, outputs[1].own_loss)
 
 
-def test_the_start_of_the_anchor_head_reads_scene_coordinates_only_to_place_anchors() -> None:
-    """Exchanging the scene coordinates of samples among themselves, anchors kept, leaves the classifier as it is."""
+def test_hard_labels_make_fishers_discriminant() -> None:
+    """Prototypes are class means and the whitened covariance within classes is the identity; most cells are right."""
     samples = box_samples()
-    head = fitted_anchor_head(samples)
-    weight = head.scores.weight.clone()
-    shuffled = replace(samples, scene_coordinates=samples.scene_coordinates.flip(0))
-    head._start_from_prototypes(shuffled, torch.arange(len(samples)), prior=False)
-    first = head.scores.weight.clone()
-    head._start_from_prototypes(samples, torch.arange(len(samples)), prior=False)
-    assert torch.equal(first, head.scores.weight)
-    assert not torch.equal(first, weight)
+    labels = torch.arange(len(samples)) // 600
+    one_hot = torch.nn.functional.one_hot(labels, 6).float()
+    order = iter(one_hot.split(2048))
+    fitted = discriminant(samples, torch.arange(len(samples)), 6, lambda batch: 1e3 * next(order))
+    whitened = (samples.features.float() - fitted.mean) @ fitted.whitening.T
+    means = torch.stack([whitened[labels == k].mean(dim=0) for k in range(6)])
+    torch.testing.assert_close(fitted.prototypes, means, atol=1e-2, rtol=0)
+    within = torch.cov((whitened - means[labels]).T)
+    torch.testing.assert_close(within, torch.eye(CHANNELS), atol=0.05, rtol=0)  # shrunk
+    nearest = torch.cdist(whitened, means).argmin(dim=1)
+    assert torch.equal(fitted.scores(samples.features.float()).argmax(dim=1), nearest)
 
 
 def test_log_likelihoods_equal_slow_references() -> None:

@@ -70,9 +70,11 @@ def scene_meshes(scene: trimesh.Scene) -> list[trimesh.Trimesh]:
 
     Points and paths are left out. Raises IndexError for faces whose vertices do not exist.
     """
+    # In the file's order of geometries: trimesh ends the names of nodes with random letters where they repeat.
+    place = {name: index for index, name in enumerate(scene.geometry)}
+    nodes = [scene.graph[node] for node in scene.graph.nodes_geometry]
     meshes = []
-    for node in sorted(scene.graph.nodes_geometry):
-        scene_from_mesh, name = scene.graph[node]
+    for scene_from_mesh, name in [scene.graph[n] for n in sorted(scene.graph.nodes_geometry)]:
         geometry = scene.geometry[name]
         if not isinstance(geometry, trimesh.Trimesh) or not len(geometry.faces):
             continue

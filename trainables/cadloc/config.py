@@ -111,6 +111,8 @@ class GroundConfig(Settings):
     """Range of distances to the building's middle, in the multiples of `OrbitConfig.distances`, drawn log-uniformly."""
     aim_spread_deg: Annotated[float, Field(ge=0, le=45)] = 2.0
     """Standard deviation of the aim about the surface point looked at."""
+    max_pitch_deg: Annotated[float, Field(gt=0, le=90)] = 40.0
+    """No surface point farther above or below the horizon is looked at: heads turn, but not all the way."""
 
 
 class ViewpointsConfig(Settings):
@@ -126,7 +128,7 @@ class ViewpointsConfig(Settings):
     """Angles that the longer image side may span (phones: 50 to 75)."""
     roll_deg: Degrees = 3.0
     """Standard deviation of the in-plane rotation."""
-    clearance_m: Positive = 1.0
+    clearance_m: Positive = 2.0
     """Nothing but the ground is closer to the camera than this."""
     min_hit_share: Fraction = 0.3
     """A viewpoint is accepted when this share of its cells sees the building (not the ground, not the sky)."""
@@ -236,14 +238,15 @@ class AceHead(Settings):
 
 
 class AnchorHead(Settings):
-    """Softmax over k-means anchors of the mapping views' scene coordinates, plus an offset."""
+    """Names one of many k-means anchors of the mapping views' scene coordinates, then an offset from it."""
 
     name: Literal["anchor"] = "anchor"
     width: Annotated[int, Field(ge=16, le=4096)] = 256
     blocks: Annotated[int, Field(ge=0, le=16)] = 1
-    anchors: Annotated[int, Field(ge=2, le=65536)] = 512
+    anchors: Annotated[int, Field(ge=2, le=65536)] = 2048
     classification: NonNegative = 1.0
-    """Weight of the anchors' cross-entropy. It reads scene coordinates, so it acts only while the loss does too."""
+    """Weight of the anchors' cross-entropy. It knows what the loss knows: the scene coordinate while a coordinate
+    loss acts, under a reprojection loss only the ray through the pixel."""
 
 
 HeadConfig: TypeAlias = Annotated[AceHead | AnchorHead, Field(discriminator="name")]

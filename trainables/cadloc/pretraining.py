@@ -45,7 +45,7 @@ class PretrainingConfig(Settings):
     """What the encoder learns from, how long, and how."""
 
     pool: PoolConfig = PoolConfig()
-    steps: Count = 2_500
+    steps: Count = 2_000
     pairs: Count = 8
     pairs_per_building: Count = 2
     matches: Count = 128
@@ -54,10 +54,10 @@ class PretrainingConfig(Settings):
     height_px: Side = 192
     """Size of the crops."""
     temperature: Positive = 0.07
-    learning_rate: Positive = 2e-3
+    learning_rate: Positive = 5e-3
     weight_decay: NonNegative = 0.01
-    warm_up: Count = 50
-    checkpoint_every: Count = 100
+    warm_up: Count = 30
+    checkpoint_every: Count = 50
     validation_pairs: Count = 48
     seed: Seed = 0
 
@@ -239,6 +239,7 @@ def _save_checkpoint(
     directory: Path, encoder: SmallFeatures, optimizer: torch.optim.Optimizer, history: list[float]
 ) -> None:
     state = {"encoder": encoder.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
+    directory.mkdir(parents=True, exist_ok=True)
     aside = directory / "checkpoint.pt.partial"
     torch.save(state, aside)
     aside.replace(directory / "checkpoint.pt")

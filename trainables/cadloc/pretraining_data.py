@@ -32,8 +32,8 @@ _TRIES = 12
 class PoolConfig(Settings):
     """How many buildings are made up, and how many views of each are rendered."""
 
-    buildings: Annotated[int, Field(ge=2)] = 90
-    held_out: Count = 6
+    buildings: Annotated[int, Field(ge=2)] = 72
+    held_out: Count = 4
     """Buildings, of those, that only validation sees."""
     targets: Count = 5
     """Points of a building that views gather about."""

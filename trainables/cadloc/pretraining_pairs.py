@@ -17,8 +17,8 @@ from cadloc.geometry import Array, cell_pixels, inverse, project, transform_poin
 from cadloc.pretraining_photos import photographed, sky
 
 MIN_OVERLAP = 0.12
-MAX_SCALE = 2.5
-MAX_ANGLE_DEG = 50.0
+MAX_SCALE = 2.0
+MAX_ANGLE_DEG = 40.0
 SAME_DEPTH = 0.03
 """Relative difference up to which a projected point and the surface in the other view are one."""
 
@@ -141,7 +141,7 @@ def match_cells(a: WarpedView, b: WarpedView) -> Match:
 def overlapping_pairs(building: PooledBuilding) -> NDArray[np.int_]:
     """Pairs (P, 2) of views of which the first sees at least 12 % of its cells in the second, much alike.
 
-    Alike: on the median point the two differ by at most 2.5 in scale and 50° in direction. Beyond that even the
+    Alike: on the median point the two differ by at most 2 in scale and 40° in direction. Beyond that even the
     right match looks like another point, and mapping views are denser than that.
     """
     views = plain_views(building)
@@ -221,11 +221,11 @@ def draw_batch(
 def _drawn_about(
     view: WarpedView, focus_cad: Array, size_px: tuple[int, int], generator: np.random.Generator
 ) -> WarpedView:
-    """The view scaled by 0.7 to 1.4, turned by up to 15°, cropped so that the focus lands near the middle."""
-    scale = float(np.exp(generator.uniform(np.log(0.7), np.log(1.4))))
+    """The view scaled by 0.8 to 1.25, turned by up to 10°, cropped so that the focus lands near the middle."""
+    scale = float(np.exp(generator.uniform(np.log(0.8), np.log(1.25))))
     K = view.building.intrinsics[view.index].copy()
     K[:2] *= scale
-    turned = Warp(K, float(generator.uniform(-15, 15)), *size_px)
+    turned = Warp(K, float(generator.uniform(-10, 10)), *size_px)
     turned_from_cad = turned.warped_from_cam @ inverse(view.building.cad_from_cam[view.index])
     focus_px = project(transform_points(turned_from_cad, focus_cad[None]), K)[0]
     K[:2, 2] += generator.uniform(0.3, 0.7, 2) * size_px - focus_px

@@ -26,7 +26,7 @@ def photographed(
     light *= np.float32(1 / 255)
     shape = (image.shape[0], image.shape[1])
     light[background] = sky(shape, generator)[background]
-    light *= _field(shape, generator, deviation=generator.uniform(0, 0.35), finest=6)[..., None]
+    light *= _field(shape, generator, deviation=generator.uniform(0, 0.25), finest=6)[..., None]
     hidden = _occlude(light, generator)
     metered = float(light[~background].mean()) if not background.all() else 1.0
     return _developed(light, metered, generator), hidden
@@ -61,7 +61,7 @@ def _occlude(light: Picture, generator: np.random.Generator) -> NDArray[np.bool_
     """Paints up to three textured ellipses (people, cars, leaves) into `light`; returns where (H, W)."""
     height, width = light.shape[:2]
     hidden = np.zeros((height, width), np.uint8)
-    if generator.random() < 0.4:
+    if generator.random() < 0.3:
         for _ in range(int(generator.integers(1, 4))):
             middle = (int(generator.uniform(0, width)), int(generator.uniform(0.3, 1) * height))
             axes = (int(generator.uniform(0.02, 0.13) * width), int(generator.uniform(0.04, 0.2) * height))
@@ -78,16 +78,16 @@ def _developed(light: Picture, metered: float, generator: np.random.Generator) -
 
     It exposes for the building, whose mean is `metered`, to between a quarter and a half of full scale.
     """
-    mixing = np.eye(3) + generator.normal(0, 0.08, (3, 3))
+    mixing = np.eye(3) + generator.normal(0, 0.06, (3, 3))
     gains = np.exp(generator.normal(0, 0.1, 3))
     exposure = generator.uniform(0.25, 0.5) / max(metered, 0.05)
     picture = cv2.transform(light, (255 * exposure * gains * mixing).T.astype(np.float32))
     if generator.random() < 0.5:
-        picture = cv2.GaussianBlur(picture, (0, 0), generator.uniform(0.3, 1.3))
-    grain = generator.standard_normal(picture.shape[:2], dtype=np.float32) * np.float32(generator.uniform(0, 8))
+        picture = cv2.GaussianBlur(picture, (0, 0), generator.uniform(0.3, 1.0))
+    grain = generator.standard_normal(picture.shape[:2], dtype=np.float32) * np.float32(generator.uniform(0, 5))
     # Saturating to 8 bits is OpenCV's; gamma is then a table look-up.
     stored = cv2.add(picture, cv2.merge([grain] * 3), dtype=cv2.CV_8U)
-    gamma = np.exp(generator.normal(0, 0.25))
+    gamma = np.exp(generator.normal(0, 0.2))
     stored = cv2.LUT(stored, np.round(255 * (np.arange(256) / 255) ** gamma).astype(np.uint8))
     if generator.random() < 0.4:
         _, code = cv2.imencode(".jpg", stored, [cv2.IMWRITE_JPEG_QUALITY, int(generator.integers(40, 96))])

@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import count, product
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from cadloc.cad import CadModel
 from cadloc.config import ImageConfig, ViewpointsConfig, ViewsConfig
@@ -73,7 +73,7 @@ class Site:
         weights = np.repeat(self.model.mesh.area_faces[self.building] * np.maximum(heights_m, 0.0), 3)
         corners = triangles.reshape(-1, 3)
         shares = (_TRIMMED_SHARE, 1 - _TRIMMED_SHARE)
-        return np.stack([_weighted_quantiles(corners[:, axis], weights, shares) for axis in range(3)], axis=-1)
+        return np.asarray(np.quantile(corners, shares, axis=0, weights=weights, method="inverted_cdf"))
 
     @property
     def middle(self) -> Array:
@@ -223,6 +223,7 @@ def _ground_candidates(
         low, spread = config.ground.eye_height_m, config.ground.eye_height_spread_m
         eye[2] = soil_m + max(low + spread * rng.standard_normal(), 0.5 * low)
         points = targets[rng.integers(len(targets), size=_TARGETS)]
+        points = points[np.abs(_elevations_deg(points - eye)) <= config.ground.max_pitch_deg]
         visible = points[site.sees(eye, points)]
         if not len(visible):
             yield NOTHING_VISIBLE
@@ -249,6 +250,10 @@ def _azimuths_deg(config: ViewpointsConfig, rng: np.random.Generator) -> Iterato
     low, high = config.azimuth_deg
     start = rng.uniform()
     return (low + (start + index * _GOLDEN_RATIO) % 1.0 * (high - low) for index in count())
+
+
+def _elevations_deg(directions: Array) -> Array:
+    return np.asarray(np.rad2deg(np.arctan2(directions[:, 2], np.linalg.norm(directions[:, :2], axis=1))))
 
 
 def _direction(azimuth_deg: float, elevation_deg: float) -> Array:
@@ -290,10 +295,3 @@ def _building_faces(model: CadModel, ground_z_m: float) -> NDArray[np.bool_]:
     low = heights_m.max(axis=1) <= GROUND_RELIEF_M
     level = np.abs(mesh.face_normals[:, 2]) > 0.9
     return np.asarray(~(low | (level & (heights_m.mean(axis=1) <= 2 * GROUND_RELIEF_M))))
-
-
-def _weighted_quantiles(values: Array, weights: Array, shares: ArrayLike) -> Array:
-    order = np.argsort(values)
-    cumulative = np.cumsum(weights[order])
-    indices = np.searchsorted(cumulative, np.asarray(shares) * cumulative[-1])
-    return np.asarray(values[order][indices])

@@ -6,15 +6,21 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 
-from cadloc.contract import Progress
+from cadloc.contract import Fault, InputError, Progress
 from cadloc_sweep.executors import StageEvent, StageJob, TrialEvent, TrialTask
 from cadloc_sweep.worker import run_steps
 
 
 class InlineExecutor:
-    """Runs stages and trials in the calling thread."""
+    """Runs stages and trials in the calling thread.
 
-    def __init__(self) -> None:
+    One trial after the other leaves a scheduler nothing to compare: raises InputError for any but `none`.
+    """
+
+    def __init__(self, scheduler: str = "none") -> None:
+        if scheduler != "none":
+            action = "use --executor ray, or --set 'stop={scheduler: none}'"
+            raise InputError(Fault("the space", "stop.scheduler", scheduler, "none with the inline executor", action))
         self._draining = False
 
     def build_stages(self, jobs: Sequence[StageJob], on_event: Callable[[StageEvent], None]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cadloc.config import AnchorHead
 from cadloc.heads.anchors import log_likelihood_of_points, log_likelihood_of_rays, place_anchors, spacing_m
 from cadloc.heads.head import Head, HeadOutput, TrainingOutput
+from cadloc.heads.prototypes import Discriminant, discriminant
 from cadloc.losses.phase import Evidence
 from cadloc.samples import Batch, Samples
 
@@ -25,9 +26,7 @@ DEVIATION = 0.7
 """Standard deviation of a point about its anchor, in anchor spacings: neighbours share what lies between them."""
 
 PROTOTYPE_SAMPLES = 60_000
-PROTOTYPE_BATCH = 2048
 PRIOR_WEIGHT = 0.5
-SHRINKAGE = 1e-3
 START_TEMPERATURE = 0.3
 """The Gaussian classifier is over-confident, as cells of one view are not independent: its scores are tempered."""
 
@@ -86,10 +85,8 @@ class AnchorClassifier(Head):
         self.anchors.copy_(torch.from_numpy(centres) - self.centre.double().cpu())
         self.length_m.fill_(spacing_m(centres))
         some = _some(samples, PROTOTYPE_SAMPLES, seed)
-        self._start_from_prototypes(samples, some, prior=False)
-        self._start_from_prototypes(samples, some, prior=True)
-        self.scores.weight.mul_(START_TEMPERATURE)
-        self.scores.bias.mul_(START_TEMPERATURE)
+        rays = discriminant(samples, some, len(self.anchors), lambda batch: self._log_likelihood(batch, "rays"))
+        self._start_from(discriminant(samples, some, len(self.anchors), lambda batch: self._informed(rays, batch)))
 
     def _hidden(self, features: Tensor) -> Tensor:
         hidden: Tensor = self.whitening(features)
@@ -110,43 +107,15 @@ class AnchorClassifier(Head):
             return log_likelihood_of_points(self.anchors, batch.scene_coordinates - self.centre, deviation_m)
         return log_likelihood_of_rays(self.anchors, batch, self.centre, deviation_m)
 
-    def _start_from_prototypes(self, samples: Samples, some: Tensor, *, prior: bool) -> None:
-        """Linear discriminant analysis with the rays' posteriors as soft labels; `prior`: under the present scores.
+    def _informed(self, rays: Discriminant, batch: Batch) -> Tensor:
+        """Of the anchors along a ray, those come first whose prototypes the feature resembles."""
+        return self._log_likelihood(batch, "rays").add_(rays.scores(batch.features), alpha=PRIOR_WEIGHT)
 
-        Every anchor gets the mean feature of the cells whose rays it explains as prototype. Whitening by the
-        covariance within anchors makes the Gaussian classifier linear: it is the start of the network.
-        """
-        mean = samples.features[some].float().mean(dim=0)
-        dimensions, device = samples.dimensions, mean.device
-        sums = torch.zeros(len(self.anchors), dimensions, device=device)
-        weights = torch.zeros(len(self.anchors), device=device)
-        total = torch.zeros(dimensions, dimensions, device=device)
-        for indices in some.split(PROTOTYPE_BATCH):
-            batch = samples.batch(indices)
-            scores = self._log_likelihood(batch, "rays")
-            if prior:
-                scores.add_(self.scores(self.whitening(batch.features)), alpha=PRIOR_WEIGHT)
-            posterior = torch.softmax(scores, dim=1)
-            centred = batch.features - mean
-            sums.addmm_(posterior.T, centred)
-            weights += posterior.sum(dim=0)
-            total.addmm_(centred.T, centred)
-        prototypes = sums / weights.clamp(min=SHRINKAGE)[:, None]
-        within = (total - (prototypes * weights[:, None]).T @ prototypes) / weights.sum()
-        whitened_from_feature = _inverse_square_root(within)
-        self.whitening.weight.copy_(whitened_from_feature)
-        self.whitening.bias.copy_(-(whitened_from_feature @ mean))
-        whitened = prototypes @ whitened_from_feature.T
-        self.scores.weight.copy_(whitened)
-        self.scores.bias.copy_(-0.5 * (whitened**2).sum(dim=1))
-
-
-def _inverse_square_root(covariance: Tensor) -> Tensor:
-    """Whitening matrix (C, C) of a covariance (C, C), shrunk a little towards a sphere; float64 inside."""
-    matrix = covariance.double()
-    matrix = matrix + SHRINKAGE * matrix.diagonal().mean() * torch.eye(len(matrix), device=matrix.device)
-    values, vectors = torch.linalg.eigh(matrix)
-    return (vectors / values.clamp(min=1e-12).sqrt()).T.to(covariance.dtype)
+    def _start_from(self, start: Discriminant) -> None:
+        self.whitening.weight.copy_(start.whitening)
+        self.whitening.bias.copy_(-(start.whitening @ start.mean))
+        self.scores.weight.copy_(START_TEMPERATURE * start.prototypes)
+        self.scores.bias.copy_(START_TEMPERATURE * start.bias)
 
 
 def _block(dimensions: int, width: int) -> nn.Sequential:

@@ -9,7 +9,7 @@ import numpy as np
 import trimesh
 from PIL import Image
 
-from cadloc.scenes.solids import Floats, Part, Point, Surface, surface
+from cadloc.scenes.solids import Floats, Part, Point, Surface, solid_part, surface
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,7 @@ class Assembly:
     def add(self, part: Iterable[Surface], site: Site = ORIGIN, *, loose: bool = False) -> None:
         """Place a part."""
         shift = self.rng.uniform(0.0, 1000.0, 2)
-        placed = [
-            Surface(s.material, site.place(s.triangles_m), _shifted(s, shift)) for s in part if len(s.triangles_m)
-        ]
+        placed = [Surface(s.material, site.place(s.triangles_m), _shifted(s, shift)) for s in solid_part(part)]
         self.parts.append(Placed(tuple(placed), loose))
 
     def put(self, material: str, triangles: Floats, site: Site = ORIGIN, *, loose: bool = False) -> None:

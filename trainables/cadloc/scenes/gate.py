@@ -41,7 +41,7 @@ def gate() -> SceneModel:
     _west_house(assembly, rng)
     _east_house(assembly, rng)
     scatter(assembly, rng, count=30, clear_m=(62.0, 22.0), reach_m=40.0)
-    walls = (Wall(Site((-25.2, -6.5, 0.0)), 11.0, 9.0), Wall(Site((25.0, 5.5, 0.0), 180.0), 9.0, 6.0))
+    walls = (Wall(Site((-25.2, -4.7, 0.0)), 11.0, 9.0), Wall(Site((25.0, 3.9, 0.0), 180.0), 9.0, 6.0))
     return SceneModel(assembly, FINISHES, walls, (62.0, 24.0), 42.0, SEED)
 
 
@@ -139,7 +139,7 @@ def _chariot(rng: np.random.Generator) -> Part:
 
 def _west_house(assembly: Assembly, rng: np.random.Generator) -> None:
     """The left guard house: brick, two storeys, hipped roof, a pedimented door towards the plaza."""
-    width, depth, centre = 12.5, 13.0, Site((-25.2, 0.0, 0.0))
+    width, depth, centre = 12.5, 13.0, Site((-25.2, 1.8, 0.0))
     style = WindowStyle(2, 4, "pediment")
     height = 0.0
     for k, (length, reach) in enumerate(((width, depth), (depth, width)) * 2):
@@ -155,9 +155,9 @@ def _west_house(assembly: Assembly, rng: np.random.Generator) -> None:
             assembly.add(moved(quoins(height, rng, (sx, sy)), (sx * width / 2, sy * depth / 2, 0.0)), centre)
     assembly.add(hip_roof(width, depth, 3.6), centre.raised(height))
     for x, y in ((-2.5, 1.5), (3.0, -2.0)):
-        assembly.put("accent", box((1.0, 0.9, 4.4)), Site((centre.at_m[0] + x, y, height)), loose=True)
+        assembly.put("accent", box((1.0, 0.9, 4.4)), Site((centre.at_m[0] + x, centre.at_m[1] + y, height)), loose=True)
     _porch(assembly, face_of(centre, 0.0, depth / 2), rng)
-    _screen(assembly, Site((-18.5, 0.0, 0.0)), rng)
+    _screen(assembly, Site((-18.5, 2.4, 0.0)), rng)
 
 
 def _porch(assembly: Assembly, site: Site, rng: np.random.Generator) -> None:
@@ -189,7 +189,7 @@ def _screen(assembly: Assembly, site: Site, rng: np.random.Generator) -> None:
 
 def _east_house(assembly: Assembly, rng: np.random.Generator) -> None:
     """The right guard house: one tall storey behind a loggia, saddle roof across, and a stair turret behind."""
-    width, depth, centre = 10.5, 11.0, Site((25.0, 0.0, 0.0))
+    width, depth, centre = 10.5, 11.0, Site((25.0, -1.6, 0.0))
     height = 0.0
     for k, (length, reach) in enumerate(((width, depth), (depth, width)) * 2):
         tall = Storey(5.2, 3 + k % 2, 1.5, 1.0, 3.2, "round", WindowStyle(3, 4, "none"), blind=0.2, lively=0.7)
@@ -199,7 +199,7 @@ def _east_house(assembly: Assembly, rng: np.random.Generator) -> None:
     assembly.add(roof, centre.raised(height))
     _loggia(assembly, face_of(centre, 0.0, depth / 2), rng)
     assembly.add(decal("mural", 1, 0.3, height + 0.4, 2.4, 2.2, -0.05), face_of(centre, 0.0, depth / 2))
-    turret = Site((30.5, 4.2, 0.0), 0.0, 1.7)
+    turret = Site((30.5, 2.6, 0.0), 0.0, 1.7)
     top = facade(
         assembly,
         turret,
@@ -208,8 +208,8 @@ def _east_house(assembly: Assembly, rng: np.random.Generator) -> None:
         rng,
         material="accent",
     )
-    assembly.add([turned("roof", [(2.0, 0.0), (0.05, 3.4), (0.0, 3.4)], 14)], Site((30.5, 4.2, top)))
-    _screen(assembly, Site((18.6, 1.2, 0.0)), rng)
+    assembly.add([turned("roof", [(2.0, 0.0), (0.05, 3.4), (0.0, 3.4)], 14)], Site((30.5, 2.6, top)))
+    _screen(assembly, Site((18.6, -2.8, 0.0)), rng)
 
 
 def _loggia(assembly: Assembly, site: Site, rng: np.random.Generator) -> None:

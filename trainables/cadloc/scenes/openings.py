@@ -29,7 +29,7 @@ Arch = Literal["flat", "round", "pointed"]
 Hood = Literal["none", "flat", "pediment", "arch"]
 
 
-ARCH_RISE: dict[Arch, float] = {"flat": 0.0, "round": 0.5, "pointed": 0.866}
+ARCH_RISE: dict[Arch, float] = {"flat": 0.0, "round": 0.5, "pointed": 0.75**0.5}
 ARCH_SEGMENTS = 8
 
 

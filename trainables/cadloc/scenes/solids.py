@@ -150,11 +150,8 @@ def _lattice(points: Floats) -> Floats:
 
 
 def turned(material: str, profile_rz: ArrayLike, sections: int = 24, *, flutes: int = 0) -> Surface:
-    """A full turn of a profile (K, 2) of radius, height, without triangles of no area."""
-    triangles, uv = lathe(profile_rz, sections, flutes=flutes)
-    normals = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
-    solid = np.linalg.norm(normals, axis=1) > 1e-9
-    return Surface(material, triangles[solid], uv[solid])
+    """A full turn of a profile (K, 2) of radius, height."""
+    return Surface(material, *lathe(profile_rz, sections, flutes=flutes))
 
 
 def ellipsoid(material: str, radii_m: Point, centre_m: Point = (0.0, 0.0, 0.0), sections: int = 10) -> Surface:
@@ -197,6 +194,16 @@ def ribbon(outer_xz: Floats, inner_xz: Floats, front_m: float, back_m: float) ->
         quads(in_f[:-1], out_f[:-1], out_f[1:], in_f[1:]),
         quads(out_f[:-1], out_b[:-1], out_b[1:], out_f[1:]),
     ])  # fmt: skip
+
+
+def solid_part(part: Iterable[Surface]) -> Part:
+    """The part without triangles of no area, which arise where a profile meets its axis or an arch its crown."""
+    kept = []
+    for s in part:
+        normals = np.cross(s.triangles_m[:, 1] - s.triangles_m[:, 0], s.triangles_m[:, 2] - s.triangles_m[:, 0])
+        solid = np.linalg.norm(normals, axis=1) > 1e-8
+        kept.append(Surface(s.material, s.triangles_m[solid], s.uv_m[solid]))
+    return kept
 
 
 def moved(part: Iterable[Surface], by_m: Point, turn_deg: float = 0.0) -> Part:

@@ -90,9 +90,11 @@ def painted(finish: Finish, structure: np.random.Generator, wear: Wear, weather:
     shade *= 1.0 - 0.5 * wear.grime * (1.0 - fractal(finish.size_px, weather, coarsest=4, finest=128))
     if finish.upright:
         shade *= 1.0 - wear.streaks * _streaks(finish.size_px, weather)
-    colours *= shade[..., None]
-    colours *= np.asarray(wear.tint, np.float32)
-    _stain(colours, wear, weather)
+    cover = _stains(finish.size_px, wear, weather)
+    shade *= 1.0 - cover
+    for channel, (tint, stain) in enumerate(zip(wear.tint, wear.stain_colour, strict=True)):
+        colours[..., channel] *= shade * np.float32(tint)
+        colours[..., channel] += cover * np.float32(stain)
     image = np.asarray(cv2.convertScaleAbs(colours), dtype=np.uint8)
     return np.dstack([image, _leaf_alpha(finish.size_px, structure)]) if finish.pattern == "leaves" else image
 
@@ -105,11 +107,18 @@ def _streaks(size_px: int, rng: np.random.Generator) -> Texels:
     return marks
 
 
-def _stain(colours: Texels, wear: Wear, rng: np.random.Generator) -> None:
-    size_px = colours.shape[0]
+def _stains(size_px: int, wear: Wear, rng: np.random.Generator) -> Texels:
+    """How much of each texel a stain hides, in [0, 1]."""
     field = fractal(size_px, rng, coarsest=8, roughness=0.62, finest=512)
-    cover = np.clip((field - (0.72 - 0.22 * wear.stains)) * 5.0, 0.0, 1.0) * (0.35 + 0.4 * wear.stains)
-    colours += (np.asarray(wear.stain_colour, np.float32) - colours) * cover[..., None]
+    field -= 0.72 - 0.22 * wear.stains
+    cover: Texels = np.clip(field * np.float32(5.0), 0.0, 1.0) * np.float32(0.35 + 0.4 * wear.stains)
+    return cover
+
+
+def _blend(colours: Texels, other: Colour, share: Texels) -> None:
+    """Mix a colour into an image (size, size, 3) by a share per texel: by channels, which saves memory."""
+    for channel in range(3):
+        colours[..., channel] += (np.float32(other[channel]) - colours[..., channel]) * share
 
 
 def _replace(colours: Texels, finish: Finish, wear: Wear, rng: np.random.Generator) -> None:
@@ -145,9 +154,11 @@ def _coursed(finish: Finish, rng: np.random.Generator) -> tuple[Texels, Texels]:
         )
         to_joint[row] = np.roll(_edge_distance(lengths), shift)
     across, down = to_joint[rows], _edge_distance(heights)
-    joint = np.clip(1.5 - np.minimum(across, down[:, None]) / max(finish.joint_m / texel_m, 0.5), 0.0, 1.0)
+    joint = np.clip(1.5 - np.minimum(across, down[:, None]) / max(finish.joint_m / texel_m, 0.5), 0.0, 1.0).astype(
+        np.float32
+    )
     laid = colours[rows]
-    laid += (np.asarray(finish.joint, np.float32) - laid) * joint[..., None]
+    _blend(laid, finish.joint, joint)
     # Light from above: a block is a little brighter at its top edge and darker at its foot.
     within = np.concatenate([np.linspace(1.07, 0.90, height, dtype=np.float32) for height in heights])
     return laid, np.repeat(within[:, None], size_px, axis=1)
@@ -184,9 +195,9 @@ def _rubble(finish: Finish, rng: np.random.Generator) -> tuple[Texels, Texels]:
     _, labels = cv2.distanceTransformWithLabels(free, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
     edge = cv2.morphologyEx(labels.astype(np.float32), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
     depth = cv2.distanceTransform((~edge).astype(np.uint8), cv2.DIST_L2, 3)
-    joint = np.clip(1.3 - depth / max(finish.joint_m / texel_m, 0.7), 0.0, 1.0)
+    joint = np.clip(1.3 - depth / max(finish.joint_m / texel_m, 0.7), 0.0, 1.0).astype(np.float32)
     laid = _block_colours(finish, int(labels.max()) + 1, rng)[labels]
-    laid += (np.asarray(finish.joint, np.float32) - laid) * joint[..., None]
+    _blend(laid, finish.joint, joint)
     return laid, np.clip(0.86 + 0.05 * depth, 0.86, 1.06).astype(np.float32)
 
 

@@ -43,14 +43,54 @@ def training_building(seed: int, appearance: int) -> list[trimesh.Trimesh]:
 def _building(rng: np.random.Generator) -> Assembly:
     assembly = Assembly(rng)
     ground(assembly, 90.0, rng, fields=4)
-    width, depth = float(rng.uniform(14, 26)), float(rng.uniform(10, 18))
-    floors, style = int(rng.integers(2, 5)), _style(rng)
-    height = _block(assembly, Site(), (width, depth), [_storey(style, rng) for _ in range(floors)], rng)
-    _crown(assembly, (width, depth), height, rng)
+    size = (float(rng.uniform(14, 26)), float(rng.uniform(10, 18)))
+    form = float(rng.random())
+    if form < 0.16:
+        _temple(assembly, size, rng)
+    elif form < 0.32:
+        size = _round_hall(assembly, rng)
+    else:
+        style = _style(rng)
+        height = _block(assembly, Site(), size, [_storey(style, rng) for _ in range(int(rng.integers(2, 5)))], rng)
+        _crown(assembly, size, height, rng)
     for side in rng.permutation(4)[: int(rng.integers(1, 4))]:
-        _annexe(assembly, int(side), (width, depth), rng)
-    scatter(assembly, rng, count=int(rng.integers(8, 16)), clear_m=(width + 22, depth + 22), reach_m=32.0)
+        _annexe(assembly, int(side), size, rng)
+    scatter(assembly, rng, count=int(rng.integers(8, 16)), clear_m=(size[0] + 22, size[1] + 22), reach_m=32.0)
     return assembly
+
+
+def _temple(assembly: Assembly, size_m: tuple[float, float], rng: np.random.Generator) -> None:
+    """A hall with columns along its front and back under one saddle roof."""
+    width, depth = size_m
+    steps, shaft, hall = int(rng.integers(2, 7)), float(rng.uniform(6, 9)), depth - 6.0
+    assembly.put("paving", box((width, depth, 0.17 * steps)))
+    _block(
+        assembly, Site((0.0, 0.0, 0.0)), (width - 3.0, hall), [Storey(0.17 * steps + shaft, 4, arch=_arch(rng))], rng
+    )
+    count = int(rng.integers(4, 9))
+    for turn in (0.0, 180.0):
+        face = face_of(Site(), turn, depth / 2)
+        assembly.add(stairs(width, steps), face)
+        for x in np.linspace(-width / 2 + 1.0, width / 2 - 1.0, count):
+            assembly.add(moved(column(shaft, 0.07 * shaft, rng), (float(x), 1.2, 0.17 * steps)), face)
+    top = Site((0.0, 0.0, 0.17 * steps + shaft))
+    for turn, length, reach in ((0.0, width, depth), (90.0, depth, width)):
+        for side in (turn, turn + 180.0):
+            assembly.add(entablature(length, 0.5, 1.8, rng), face_of(top, side, reach / 2))
+    assembly.put("wall", box((width - 1.0, depth - 1.0, 1.7)), top)
+    assembly.add(gable_roof(width, depth, float(rng.uniform(0.2, 0.45)) * depth), top.raised(1.8))
+
+
+def _round_hall(assembly: Assembly, rng: np.random.Generator) -> tuple[float, float]:
+    """A domed drum; returns the rectangle it fills."""
+    radius = float(rng.uniform(7.0, 10.5))
+    storeys = [
+        replace(_storey(_style(rng), rng), bays=int(rng.integers(9, 18))) for _ in range(int(rng.integers(1, 4)))
+    ]
+    height = facade(assembly, Site(bend_m=radius), 2 * np.pi * radius, storeys, rng)
+    cap = dome(radius + 0.4, radius * float(rng.uniform(0.4, 1.1)), 40, ribs=int(rng.integers(0, 13)))
+    assembly.add(cap, Site((0.0, 0.0, height)))
+    return 2 * radius - 1.0, 2 * radius - 1.0
 
 
 def _style(rng: np.random.Generator) -> WindowStyle:
