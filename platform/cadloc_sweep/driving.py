@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-import yaml
-
 from cadloc.contract import InputError, MissingSystemLibrary, StageSpec
+from cadloc.documents import dump_document
 from cadloc_sweep.displays import Display
 from cadloc_sweep.durable_files import write_aside, write_json
 from cadloc_sweep.executors import Executor, StageEvent, TrialEvent, TrialTask
@@ -82,9 +81,7 @@ class Driver:
 
     def write_down(self) -> None:
         """The space and the plan beside the results, for whoever reads them later."""
-        header = f"# {self._space.question}\n" if self._space.question else ""
-        text = yaml.safe_dump(dict(self._space.resolved), sort_keys=False, allow_unicode=True)
-        write_aside(self._paths.space, header + text)
+        write_aside(self._paths.space, dump_document(dict(self._space.resolved), self._space.question))
         write_json(self._paths.plan, self._plan.to_json())
 
     def _work(self, pending: Sequence[Trial], make_executor: Callable[[], Executor]) -> None:

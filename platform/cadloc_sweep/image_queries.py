@@ -11,7 +11,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from cadloc.contract import Fault, InputError, Json
 
 FULL_FRAME_DIAGONAL_MM = float(np.hypot(36.0, 24.0))
-"""EXIF states focal lengths for this diagonal (CIPA DCG-001)."""
+"""EXIF's focal length in 35 mm film spans the same diagonal angle on a full frame."""
 
 
 def locate(image: Path, map_place: Path, focal_px: float | None, intrinsics: Path | None, seed: int) -> dict[str, Json]:

@@ -55,7 +55,7 @@ def _cost_words(cost: Cost) -> str:
     known = cost.trial_seconds + cost.stage_seconds
     unknown = cost.unknown_trials + cost.unknown_stages
     words = f"about {duration(known)} of work" if known else ""
-    doubt = f"{cost.unknown_trials} trials and {cost.unknown_stages} stages of unknown cost: none like them has run here"
+    doubt = f"{cost.unknown_trials} trials and {cost.unknown_stages} stages of unknown cost: none like them ran here"
     return "; ".join(part for part in (words, doubt if unknown else "") if part) or "nothing to do"
 
 

@@ -40,7 +40,7 @@ class Place:
     def make_executor(self, stop: Stop = NoStop(), objective: Objective = Objective()) -> Executor:  # noqa: B008
         """The executor; ray is imported for `ray` only."""
         if self.executor == "inline":
-            return InlineExecutor()
+            return InlineExecutor(stop.scheduler)
         from cadloc_sweep.executors.on_ray import RayExecutor
 
         return RayExecutor(self.address, self.cpus, self.gpus, stop=stop, objective=objective)

@@ -63,7 +63,7 @@ def contact_sheet(dataset: Path, path: Path, most: int = 48) -> int:
     from cadloc.datasets.ace_layout import Dataset
 
     opened = Dataset.open(dataset)
-    views = [view for split in opened.splits() for view in opened.views(split)]
+    views = [view for split in opened.splits for view in opened.views(split)]
     chosen = [views[index * len(views) // min(most, len(views))] for index in range(min(most, len(views)))]
     cells = [Image.fromarray(view.read_image()) for view in chosen]
     height_px = round(SHEET_CELL_PX * cells[0].height / cells[0].width)

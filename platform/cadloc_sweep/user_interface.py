@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -13,14 +14,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cadloc.contract import CadlocError
+from cadloc.contract import Fault, InputError
+from cadloc_sweep.failures import ExitCode, SweepError
+from cadloc_sweep.trials import SweepPaths
 
 STARTING_TIMEOUT_S = 120.0
 ENDING_TIMEOUT_S = 5.0
 
 
-class ServerError(CadlocError):
-    """The MLflow server did not start; the message ends with the last lines that it wrote (exit code 5)."""
+class ServerError(SweepError):
+    """The MLflow server did not start; the message ends with the last lines that it wrote."""
+
+    exit_code = ExitCode.UNREACHABLE
 
 
 def server_command(store_uri: str, artifacts: Path, host: str, port: int) -> list[str]:
@@ -62,15 +67,26 @@ def server(store_uri: str, artifacts: Path, host: str, port: int, log: Path) -> 
         _end_group(process)
 
 
-def serve(store_uri: str, artifacts: Path, host: str, port: int, log: Path, say: Callable[[str], None]) -> None:
+def serve(store_uri: str, artifacts: Path, host: str, port: int, say: Callable[[str], None]) -> None:
     """Runs the server until Ctrl-C or SIGTERM; tells its URL once it answers. Raises ServerError."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with server(store_uri, artifacts, host, port, log) as url:
-            say(f"MLflow at {url} (Ctrl-C ends it)")
-            signal.pause()
-    except KeyboardInterrupt:
-        say("ended")
+    with tempfile.NamedTemporaryFile(prefix="cadloc-mlflow-", suffix=".log") as log:
+        try:
+            say("MLflow is starting …")
+            with server(store_uri, artifacts, host, port, Path(log.name)) as url:
+                say(f"MLflow at {url} (Ctrl-C ends it)")
+                signal.pause()
+        except KeyboardInterrupt:
+            say("ended")
+
+
+def own_store_uri(out: Path) -> str:
+    """URI of the database that `run --out` keeps. Raises InputError when there is none."""
+    database = SweepPaths(out, "").mlflow_database.absolute()
+    if not database.is_file():
+        action = "run a space first, or pass --out or --tracking-uri"
+        raise InputError(Fault("--out", str(out), "no mlflow.db in it", "a folder that `run --out` filled", action))
+    return f"sqlite:///{database}"
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:

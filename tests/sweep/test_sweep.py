@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cadloc.contract import Progress
+from cadloc.contract import InputError, Progress
 from cadloc_sweep.executors import StageEvent, StageJob, TrialEvent, TrialTask
 from cadloc_sweep.executors.inline import InlineExecutor
 from cadloc_sweep.failures import ExitCode, OutOfResources, SweepLocked, exit_code_of
@@ -272,3 +272,9 @@ def test_two_sweeps_share_their_stages(toys: ToySweep) -> None:
     thread.join(60)
     assert [outcome.exit_code for outcome in outcomes] == [ExitCode.FINISHED] * 2
     assert toys.store.built + other.store.built == {"toy_trainable:RAW": 2, "toy_trainable:NUMBERS": 2}
+
+
+def test_one_after_the_other_cannot_be_stopped_early(toys: ToySweep) -> None:
+    """The inline executor refuses a scheduler rather than ignore it."""
+    with pytest.raises(InputError, match=r"stop\.scheduler"):
+        toys.run(make_executor=lambda: InlineExecutor("asha"))

@@ -6,13 +6,12 @@ import math
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cadloc.config import TrialConfig
 from cadloc.contract import InputError
-from cadloc.documents import Place, dotted, load_document, parse_document, parse_value
+from cadloc.documents import Place, dotted, dump_document, load_document, parse_document, parse_value
 from cadloc.faults import validate
 
 GATE = "scene: {name: gate, built_in: true}\n"
@@ -43,13 +42,10 @@ json_values = st.recursive(
 )
 
 
-@given(st.dictionaries(st.from_regex(r"[a-z]{1,8}", fullmatch=True), json_values, max_size=4))
+@given(st.dictionaries(st.from_regex(r"[a-z0-9.~+-]{1,8}", fullmatch=True), json_values, max_size=4))
 def test_written_values_are_read_back(data: dict[str, object]) -> None:
-    """Whatever is written with every string in quotes is read back unchanged."""
-    text = yaml.safe_dump(data, default_style='"', allow_unicode=False)
-    plain = yaml.safe_load(text)
-    if plain == data:  # PyYAML itself cannot write everything
-        assert parse_document(text, "here").data == data
+    """Whatever is written is read back unchanged, words that look like numbers too."""
+    assert parse_document(dump_document(data, "why?"), "here").data == data
 
 
 def test_every_value_knows_its_line() -> None:

@@ -74,7 +74,7 @@ def scene_meshes(scene: trimesh.Scene) -> list[trimesh.Trimesh]:
     place = {name: index for index, name in enumerate(scene.geometry)}
     nodes = [scene.graph[node] for node in scene.graph.nodes_geometry]
     meshes = []
-    for scene_from_mesh, name in [scene.graph[n] for n in sorted(scene.graph.nodes_geometry)]:
+    for scene_from_mesh, name in sorted(nodes, key=lambda node: (place[node[1]], node[0].tobytes())):
         geometry = scene.geometry[name]
         if not isinstance(geometry, trimesh.Trimesh) or not len(geometry.faces):
             continue

@@ -142,6 +142,16 @@ def parse_value(text: str, file: str) -> Json:
     return parse_document(text, file).data
 
 
+def dump_document(data: Json, comment: str = "") -> str:
+    """The data as YAML, below a comment; `parse_document` reads the same data, and YAML 1.1 readers do too."""
+    header = f"# {comment}\n" if comment else ""
+    return header + str(yaml.dump(data, Dumper=_CarefulDumper, sort_keys=False, allow_unicode=False))
+
+
+class _CarefulDumper(yaml.SafeDumper):
+    """Puts words in quotes that either version of YAML would read as something else."""
+
+
 class _Yaml12(yaml.SafeLoader):
     """Resolves scalars by YAML 1.2's core schema."""
 
@@ -149,6 +159,7 @@ class _Yaml12(yaml.SafeLoader):
 
 
 for _name, _pattern, _first in _SCALARS:
+    _CarefulDumper.add_implicit_resolver(_TAG + _name, re.compile(f"^(?:{_pattern})$"), _first)
     _Yaml12.add_implicit_resolver(_TAG + _name, re.compile(f"^(?:{_pattern})$"), _first)
 
 

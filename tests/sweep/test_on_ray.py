@@ -1,0 +1,194 @@
+"""Ray behaves like the inline executor, and survives what the inline one cannot: dying workers."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from cadloc.contract import Json
+from cadloc_sweep.executors import TrialEvent
+from cadloc_sweep.executors.on_ray import RayExecutor, check_reachable
+from cadloc_sweep.failures import ExecutorUnreachable, ExitCode, OutOfResources
+from cadloc_sweep.outcomes import Outcome
+from cadloc_sweep.space_settings import AshaStop, Objective
+from cadloc_sweep.worker import read_history
+
+if TYPE_CHECKING:
+    from conftest import ToySweep
+
+DEADLY = """\
+# Who survives?
+name: toys
+scenes: [gate]
+repeats: 1
+trial: {trainable: "deadly_trainable:train", training: {iterations: 3}}
+factors:
+  training.weight_decay: [0, 0.125, 0.25]
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _local_ray() -> Iterator[None]:
+    """One Ray for the module: starting it takes seconds."""
+    ray = pytest.importorskip("ray")
+    here = str(Path(__file__).parent)
+    path = os.pathsep.join([here, *(place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place)])
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        runtime_env={"env_vars": {"PYTHONPATH": path}},
+    )
+    yield
+    ray.shutdown()
+
+
+class Draining(RayExecutor):
+    """Drains itself at the first progress it hears of, and keeps the events."""
+
+    def __init__(self, drain: bool = True) -> None:
+        super().__init__("local")
+        self.events: list[TrialEvent] = []
+        self._drain = drain
+
+    def run_trials(self, tasks: Any, on_event: Callable[[TrialEvent], None]) -> None:
+        def heard(event: TrialEvent) -> None:
+            self.events.append(event)
+            on_event(event)
+            if event.kind == "progress" and self._drain:
+                self.drain()
+
+        super().run_trials(tasks, heard)
+
+
+def metrics_of(outcome: Outcome) -> Mapping[str, Json]:
+    """Status and metrics of every trial."""
+    return {key: (result.status, result.metrics) for key, result in outcome.results.items()}
+
+
+def elsewhere(toys: ToySweep, name: str) -> ToySweep:
+    """The same space in another place."""
+    folder = toys.folder / name
+    folder.mkdir()
+    return type(toys)(folder, toys.text)
+
+
+def test_ray_and_inline_agree_to_the_last_bit(toys: ToySweep) -> None:
+    """The same plan gives the same statuses, metrics, histories and stages in both places."""
+    on_ray, inline = elsewhere(toys, "ray"), elsewhere(toys, "inline")
+    assert metrics_of(on_ray.run(make_executor=RayExecutor)) == metrics_of(inline.run())
+    assert on_ray.store.built == inline.store.built
+    for trial in toys.plan().trials:
+        assert read_history(on_ray.paths.trial(trial.id).history) == read_history(inline.paths.trial(trial.id).history)
+    spec = next(iter(toys.plan().specs.values()))
+    chunks = [(sweep.store.directory(spec) / "2.txt").read_text() for sweep in (on_ray, inline)]
+    assert chunks[0] == chunks[1]
+
+
+def test_a_failing_trial_is_a_result_and_the_sweep_goes_on(toys: ToySweep) -> None:
+    """A raising trainable gives a failed result with its traceback; the other arm finishes; the answer is 3."""
+    toys.text = toys.text.replace("  training.learning_rate: [0.1, 0.2]", "  training.weight_decay: [0, 0.5]")
+    outcome = toys.run(make_executor=RayExecutor)
+    assert (outcome.counts, outcome.exit_code) == ({"finished": 4, "failed": 4}, ExitCode.TRIALS_FAILED)
+    failed = next(result for result in outcome.results.values() if result.status == "failed")
+    assert failed.error == "RuntimeError: asked for trouble"
+    assert failed.traceback is not None
+    assert "toy_trainable.py" in failed.traceback
+
+
+def test_a_failing_stage_fails_its_trials_with_its_own_error(toys: ToySweep) -> None:
+    """What a stage's builder raised in a worker is what its trials' results say."""
+    outcome = toys.run("repeats=1", "trial.views.seed=13", make_executor=RayExecutor)
+    assert outcome.counts == {"failed": 4}
+    assert all("no numbers today" in str(result.error) for result in outcome.results.values())
+
+
+def test_a_killed_worker_costs_its_trial_only(toys: ToySweep) -> None:
+    """A trial whose process dies is taken up again once; if it dies again it is failed, and the others finish."""
+    toys.text = DEADLY
+    outcome = toys.run(make_executor=RayExecutor)
+    ended = {trial.factors["training.weight_decay"]: outcome.results[trial.id] for trial in toys.plan().trials}
+    assert {decay: result.status for decay, result in ended.items()} == {0: "finished", 0.125: "finished", 0.25: "failed"}
+    assert ended[0.125].metrics == ended[0].metrics
+    assert "the worker died" in str(ended[0.25].error)
+    assert toys.run(make_executor=RayExecutor).nothing_to_do
+
+
+def test_actors_outlive_their_trials(toys: ToySweep) -> None:
+    """Many trials share few processes: libraries stay loaded between them."""
+    toys.text = DEADLY.replace("[0, 0.125, 0.25]", "[0]").replace("repeats: 1", "repeats: 8")
+    toys.run(make_executor=RayExecutor)
+    pids = [(toys.paths.trial(trial.id).directory / "pids.txt").read_text() for trial in toys.plan().trials]
+    assert len(set(pids)) <= 2 + 1  # two at once, and one that Tune may replace
+
+
+def test_draining_interrupts_and_the_next_run_goes_on(toys: ToySweep) -> None:
+    """After a drain every trial that started has ended; running again gives what an undisturbed run gives."""
+    executor = Draining()
+    drained = toys.run("trial.training.iterations=50", make_executor=lambda: executor)
+    kinds = {kind: [event.trial_id for event in executor.events if event.kind == kind] for kind in ("started", "ended")}
+    assert sorted(kinds["started"]) == sorted(kinds["ended"]) != []
+    assert drained.exit_code is ExitCode.INTERRUPTED
+    assert set(drained.counts) <= {"interrupted", "missing", "finished"}
+    resumed = toys.run("trial.training.iterations=50", make_executor=RayExecutor)
+    undisturbed = elsewhere(toys, "undisturbed").run("trial.training.iterations=50")
+    assert metrics_of(resumed) == metrics_of(undisturbed)
+
+
+def test_asha_stops_the_worse_trials_early(toys: ToySweep) -> None:
+    """Under successive halving some trials end as `stopped`, keep their metrics, and the best one finishes."""
+    toys.text = toys.text.replace("[0.1, 0.2]", "[1, 2, 4, 8, 16, 32]").replace("[gate, rotunda]", "[gate]")
+    stop = AshaStop(reduction=2)
+    outcome = toys.run(
+        "repeats=1", "trial.training.iterations=8", make_executor=lambda: RayExecutor(stop=stop, objective=Objective())
+    )
+    ended = {
+        trial.config.training.learning_rate: outcome.results[trial.id]
+        for trial in toys.plan("repeats=1", "trial.training.iterations=8").trials
+    }
+    assert ended[1].status == "finished"
+    stopped = [result for result in ended.values() if result.status == "stopped"]
+    assert stopped
+    assert all(result.metrics and "scheduler" in str(result.error) for result in stopped)
+
+
+def test_a_trial_that_fits_nowhere_ends_the_sweep(toys: ToySweep) -> None:
+    """Asking for more than any node has is said at once instead of waiting for ever."""
+    with pytest.raises(OutOfResources, match="64 CPU"):
+        toys.run("resources.cpu=64", make_executor=RayExecutor)
+
+
+def test_an_error_of_the_listener_comes_through(toys: ToySweep) -> None:
+    """What the driver raises while it is told of an event is raised by the run, not wrapped by Tune."""
+
+    class Full(RayExecutor):
+        def run_trials(self, tasks: Any, on_event: Callable[[TrialEvent], None]) -> None:
+            def heard(event: TrialEvent) -> None:
+                raise OutOfResources("no room left")
+
+            super().run_trials(tasks, heard)
+
+    with pytest.raises(OutOfResources, match="no room left"):
+        toys.run("repeats=1", make_executor=Full)
+
+
+def test_a_closed_port_is_unreachable() -> None:
+    """Where nothing listens the executor says so instead of trying for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    with pytest.raises(ExecutorUnreachable, match=address):
+        check_reachable(address)
+
+
+@pytest.mark.parametrize("address", ["somewhere", "ray://head:10001", "head:port", ""])
+def test_an_address_of_another_form_is_refused(address: str) -> None:
+    """Only `auto` and HOST:PORT are addresses."""
+    with pytest.raises(ExecutorUnreachable, match="neither"):
+        check_reachable(address)
