@@ -34,6 +34,9 @@ from cadloc_sweep.cli_options import (
 )
 from cadloc_sweep.failures import ExitCode, exit_code_of
 
+WIDE = 180
+"""Characters per line of tables that go into a file or a pipe."""
+
 app = typer.Typer(name="cadloc-sweep", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 cad_app = typer.Typer(no_args_is_help=True, help="Look at CAD files.")
 encoder_app = typer.Typer(no_args_is_help=True, help="Make encoders.")
@@ -61,7 +64,7 @@ def run(
 
     place = Place(executor.value, address, cpus, gpus)
     tracking = Tracking(mlflow, tracking_uri)
-    return run_space(space, settings or (), out, store, place, tracking, retry_failed, Console())
+    return run_space(space, settings or (), out, store, place, tracking, retry_failed, _console())
 
 
 @app.command()
@@ -81,7 +84,7 @@ def plan(
     if as_json:
         print(json.dumps(made.to_json(), indent=1))
     else:
-        Console().print(plan_overview(made, cost_of(made, paths, StageStore(store or paths.store))))
+        _console().print(plan_overview(made, cost_of(made, paths, StageStore(store or paths.store))))
 
 
 @app.command()
@@ -111,7 +114,7 @@ def status(directory: Sweep, as_json: AsJson = False) -> None:
         rows = [status_row(outcome, results.objective, paths) for outcome in results.outcomes]
         print(json.dumps({"space": results.space, "counts": dict(results.counts), "trials": rows}, indent=1))
     else:
-        Console().print(status_overview(results, paths))
+        _console().print(status_overview(results, paths))
 
 
 @app.command()
@@ -122,7 +125,8 @@ def report(directory: Sweep, format_: Annotated[ReportFormat, typer.Option("--fo
 
     results = read_sweep(directory, _warn)
     if format_ is ReportFormat.table:
-        Console().print(tables.as_rich(results))
+        console = _console()
+        console.print(tables.as_rich(results, console.width))
         return
     texts = {ReportFormat.json: tables.as_json, ReportFormat.csv: tables.as_csv, ReportFormat.md: tables.as_markdown}
     print(texts[format_](results).rstrip("\n"))
@@ -218,7 +222,7 @@ def store_ls(out: Out = SWEEPS, store: Store = None) -> None:
     from cadloc_sweep.stages import StageStore
 
     opened = StageStore(store or out / ".store")
-    Console().print(store_overview(opened.entries(), opened.root))
+    _console().print(store_overview(opened.entries(), opened.root))
 
 
 @store_app.command("verify")
@@ -277,6 +281,11 @@ def _unexpected(kind: type[BaseException], error: BaseException, trace: Tracebac
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         traceback.print_exception(kind, error, trace, file=file)
     print(f"internal error: {kind.__name__}: {error}; the traceback is in {path}", file=sys.stderr)
+
+
+def _console() -> Console:
+    """Standard output; wide where it is a file or a pipe, which nobody could widen."""
+    return Console() if sys.stdout.isatty() else Console(width=WIDE)
 
 
 def _warn(text: str) -> None:

@@ -79,8 +79,8 @@ class SweepState:
         """The trials in one line."""
         counts = " ".join(f"{count} {status}" for status, count in self.counts.items())
         parts = [f"{self.ended}/{self.to_run} trials", counts, f"{len(self.running)} running" if self.running else ""]
-        if self.eta_s is not None and self.ended < self.to_run:
-            parts.append(f"about {duration(self.eta_s)} left")
+        if (left_s := self.eta_s or 0.0) >= 1:
+            parts.append(f"about {duration(left_s)} left")
         return " · ".join(part for part in parts if part)
 
     def _note_best(self, trial: Trial, value: float | None) -> None:

@@ -168,7 +168,7 @@ def _tell(outcome: Outcome, plan: Plan, paths: SweepPaths, tracking: Tracking, c
         from cadloc_sweep.report.results import read_sweep
         from cadloc_sweep.report.tables import as_rich
 
-        console.print(as_rich(read_sweep(paths.directory)))
+        console.print(as_rich(read_sweep(paths.directory), console.width))
     for result in outcome.results.values():
         if result.status == "failed":
             say(f"failed: {result.id}: {result.error} (see {result.log})")

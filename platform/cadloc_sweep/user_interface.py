@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -50,8 +51,9 @@ def server_environment() -> dict[str, str]:
 def server(store_uri: str, artifacts: Path, host: str, port: int, log: Path) -> Iterator[str]:
     """The URL of a server that answers; leaving the context ends it and all its children.
 
-    Raises ServerError when it ends before it answers, or does not answer within two minutes.
+    Raises ServerError when the port is taken, when it ends before it answers, or does not answer within two minutes.
     """
+    _check_free(host, port)
     with open(log, "wb") as output:
         process = subprocess.Popen(
             server_command(store_uri, artifacts, host, port),
@@ -87,6 +89,15 @@ def own_store_uri(out: Path) -> str:
         action = "run a space first, or pass --out or --tracking-uri"
         raise InputError(Fault("--out", str(out), "no mlflow.db in it", "a folder that `run --out` filled", action))
     return f"sqlite:///{database}"
+
+
+def _check_free(host: str, port: int) -> None:
+    """Whoever has the port already would answer in our server's stead."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise ServerError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:

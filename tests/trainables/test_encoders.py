@@ -58,7 +58,10 @@ def ace_reference(state: dict[str, torch.Tensor], image: torch.Tensor) -> torch.
 
     def layer(name: str, x: torch.Tensor, stride: int = 1) -> torch.Tensor:
         weight = state[f"{name}.weight"]
-        return torch.nn.functional.conv2d(x, weight, state[f"{name}.bias"], stride, weight.shape[-1] // 2)
+        convolved: torch.Tensor = torch.nn.functional.conv2d(
+            x, weight, state[f"{name}.bias"], stride, weight.shape[-1] // 2
+        )
+        return convolved
 
     red, green, blue = image.float()[0] / 255
     x = ((0.299 * red + 0.587 * green + 0.114 * blue - 0.4) / 0.25)[None, None]
@@ -71,7 +74,8 @@ def ace_reference(state: dict[str, torch.Tensor], image: torch.Tensor) -> torch.
     x = r
     for name in ("res2_conv1", "res2_conv2", "res2_conv3"):
         x = layer(name, x).relu()
-    return layer("res2_skip", r) + x
+    skipped: torch.Tensor = layer("res2_skip", r) + x
+    return skipped
 
 
 def test_ace_loads_a_published_state_dict_as_it_is(tmp_path: Path) -> None:

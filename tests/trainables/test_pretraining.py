@@ -12,9 +12,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from cadloc.encoders.small import SmallFeatures
-from cadloc.geometry import cell_pixels, inverse, pinhole, project, rigid, transform_points
+from cadloc.geometry import Array, cell_pixels, inverse, pinhole, project, rigid, transform_points
 from cadloc.pretraining import (
     PretrainingConfig,
     at_cells,
@@ -43,10 +44,10 @@ DISTANCE_M = 8.0
 def wall(seed: int) -> PooledBuilding:
     """Five views of a textured wall z = 0 from 8 m in front of it, moved sideways, nearer and farther."""
     generator = np.random.default_rng(seed)
-    texture = sum(
-        cv2.resize(generator.uniform(0, 255 / 3, (n, n, 3)).astype(np.float32), (600, 600), interpolation=cv2.INTER_CUBIC)
-        for n in (15, 40, 100)
-    )
+    texture = np.zeros((600, 600, 3), np.float32)
+    for n in (15, 40, 100):
+        coarse = generator.uniform(0, 255 / 3, (n, n, 3)).astype(np.float32)
+        texture += cv2.resize(coarse, (600, 600), interpolation=cv2.INTER_CUBIC)
     K = pinhole(WIDTH, HEIGHT, 60)
     images, depths_m, poses = [], [], []
     for x, y, distance_m in ((0, 0, 8), (1, 0.5, 8), (-1, 0.3, 7), (0.4, -1, 9), (1.2, 0.8, 10)):
@@ -127,16 +128,19 @@ def test_matches_are_one_point_seen_twice(walls: list[PooledBuilding]) -> None:
     np.testing.assert_allclose(in_b, match.pixels_b, atol=1e-9)
 
 
+def colours_at(image: NDArray[np.uint8], pixels: Array) -> NDArray[np.float32]:
+    """Interpolated colours (N, 3) at pixels (N, 2)."""
+    u, v = pixels.astype(np.float32).T - np.float32(0.5)
+    return np.asarray(cv2.remap(image.astype(np.float32), u, v, cv2.INTER_LINEAR)[:, 0], np.float32)
+
+
 def test_matched_pixels_show_the_same_colour(walls: list[PooledBuilding]) -> None:
     """Before photometric changes, the two images agree at matched places: geometry and pictures are one."""
     a, b = plain_views(walls[0])[:2]
     turned = WarpedView(walls[0], 1, replace(b.warp, rotation_deg=-25.0))
     match = match_cells(a, turned)
     pixels_a = cell_pixels(HEIGHT // 8, WIDTH // 8).reshape(-1, 2)[match.cells_a]
-    colours = [
-        cv2.remap(view.image()[0].astype(np.float32), *(pixels.astype(np.float32).T - 0.5), cv2.INTER_LINEAR)[:, 0]
-        for view, pixels in ((a, pixels_a), (turned, match.pixels_b))
-    ]
+    colours = [colours_at(view.image()[0], pixels) for view, pixels in ((a, pixels_a), (turned, match.pixels_b))]
     assert np.abs(colours[0] - colours[1]).mean() < 4
 
 

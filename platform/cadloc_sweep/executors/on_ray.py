@@ -151,7 +151,7 @@ _JOINING = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, 
 
 def _check_port(address: str) -> None:
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or "/" in host or not port.isdigit():
         raise ExecutorUnreachable(f"address {address!r}: neither `local`, `auto` nor HOST:PORT")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_TIMEOUT_S).close()

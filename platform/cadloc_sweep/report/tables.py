@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,13 @@ COLUMNS: dict[str, tuple[str, str]] = {
 """Metric of a query set -> heading and which end is better. Recalls are shares of all queries, shown in percent."""
 
 
+LEAST_WANTED = ("5 m 10°", "% of scene", "5 cm 5°", "50 cm 5°", "1 % 2°", "25 cm 2°", "10 cm 5°")
+"""Headings in the order in which a narrow terminal does without them."""
+
+NARROWEST_ARM = 24
+"""Characters to which the arm's column is folded before others are left out."""
+
+
 @dataclass(frozen=True)
 class Table:
     """A title, headings and rows of text; `starts` are the rows at which a new scene begins."""
@@ -41,6 +48,29 @@ class Table:
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     starts: tuple[int, ...] = ()
+
+    def fitted(self, width: int) -> Table:
+        """The table without the least wanted columns, as many of them as it takes to fit into `width` characters."""
+        table = self
+        for heading in LEAST_WANTED:
+            if table.width <= width:
+                break
+            table = table.without(heading)
+        return table
+
+    def without(self, heading: str) -> Table:
+        """The table without one column, if it has it."""
+        kept = [index for index, each in enumerate(self.headings) if each != heading]
+        rows = tuple(tuple(row[index] for index in kept) for row in self.rows)
+        return replace(self, headings=tuple(self.headings[index] for index in kept), rows=rows)
+
+    @property
+    def width(self) -> int:
+        """Characters that the table needs, the arm's column folded."""
+        columns = zip(self.headings, *self.rows, strict=True)
+        widths = [max(len(cell) for cell in column) for column in columns]
+        widths[1] = min(widths[1], NARROWEST_ARM)
+        return sum(widths) + 3 * len(widths) + 1
 
 
 def tables(results: SweepResults) -> list[Table]:
@@ -76,12 +106,16 @@ def as_markdown(results: SweepResults) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def as_rich(results: SweepResults) -> RenderableType:
-    """The tables for a terminal."""
+def as_rich(results: SweepResults, width: int) -> RenderableType:
+    """The tables for a terminal of that many characters; columns that do not fit are named below."""
     from rich.console import Group
     from rich.text import Text
 
-    return Group(*(_rich_table(table) for table in tables(results)), Text(footnote(results), style="dim"))
+    whole = tables(results)
+    fitted = [table.fitted(width) for table in whole]
+    hidden = [heading for heading in whole[0].headings if heading not in fitted[0].headings]
+    note = f"\nnot shown for want of width (--format md has them): {', '.join(hidden)}" if hidden else ""
+    return Group(*(_rich_table(table) for table in fitted), Text(footnote(results) + note, style="dim"))
 
 
 def footnote(results: SweepResults) -> str:
@@ -93,7 +127,7 @@ def footnote(results: SweepResults) -> str:
     ]
     if "photo" in results.domains:
         lines.append("photo (simulated): rendered with other light, texture and occluders; not real photographs")
-    if results.baseline:
+    if any(results.difference_from_baseline(arm) is not None for arm in results.arms):
         lines.append(f"Δ: objective minus that of {results.baseline}, paired by scene and seed; ! interval excludes 0")
     return "\n".join(lines)
 
@@ -131,16 +165,19 @@ def _is_shown(results: SweepResults) -> bool:
 
 
 def _table(results: SweepResults, title: str, columns: Sequence[_Column]) -> Table:
-    delta = results.baseline is not None and any(column.metric == results.objective for column in columns)
-    headings = ("scene", "arm", "n", "failed", *(column.heading for column in columns), *(("Δ",) if delta else ()))
+    compared = any(results.difference_from_baseline(arm) is not None for arm in results.arms)
+    delta = compared and any(column.metric == results.objective for column in columns)
+    failed = any(arm.failed for arm in results.arms)
+    headings = ("scene", "arm", "n", *(("failed",) if failed else ()), *(column.heading for column in columns))
     best = {(column.metric, scene): _best(results, column, scene) for column in columns for scene in results.scenes}
     rows = []
     for arm in results.arms:
         cells = [_cell(arm, column, best[column.metric, arm.scene]) for column in columns]
+        lost = [str(arm.failed)] if failed else []
         difference = [_delta(results, arm)] if delta else []
-        rows.append((arm.scene, arm.label, str(arm.n), str(arm.failed), *cells, *difference))
+        rows.append((arm.scene, arm.label, str(arm.n), *lost, *cells, *difference))
     starts = tuple(index + 1 for index, (one, next_) in enumerate(pairwise(results.arms)) if one.scene != next_.scene)
-    return Table(f"{results.space}: {title}", headings, tuple(rows), starts)
+    return Table(f"{results.space}: {title}", (*headings, *(("Δ",) if delta else ())), tuple(rows), starts)
 
 
 def _best(results: SweepResults, column: _Column, scene: str) -> float | None:
@@ -150,7 +187,7 @@ def _best(results: SweepResults, column: _Column, scene: str) -> float | None:
         if arm.scene == scene and column.metric in arm.metrics
     ]
     known = [mean for mean in means if mean is not None]
-    if len(known) < 2:
+    if len(set(known)) < 2:
         return None
     return min(known) if column.mode == "min" else max(known)
 
@@ -159,15 +196,17 @@ def _cell(arm: Arm, column: _Column, best: float | None) -> str:
     interval = arm.metrics.get(column.metric)
     if interval is None or interval.mean is None:
         return "–"
-    scale = 100.0 if "/recall_" in column.metric else 1.0
     mark = "*" if best is not None and interval.mean == best else ""
-    return _number(interval, scale) + mark
+    return _number(interval, _percent if "/recall_" in column.metric else _digits) + mark
 
 
-def _number(interval: Interval, scale: float) -> str:
+def _number(interval: Interval, shown: Callable[[float], str]) -> str:
     assert interval.mean is not None
-    mean = _digits(interval.mean * scale)
-    return mean if interval.hi is None else f"{mean} ± {_digits((interval.hi - interval.mean) * scale)}"
+    return shown(interval.mean) + ("" if interval.hi is None else f" ± {shown(interval.hi - interval.mean)}")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
 
 
 def _digits(value: float) -> str:
@@ -182,7 +221,7 @@ def _delta(results: SweepResults, arm: Arm) -> str:
     if difference is None or difference.mean is None:
         return "–"
     sign = "+" if difference.mean > 0 else ""
-    return sign + _number(difference, 1.0) + (" !" if difference.decided else "")
+    return sign + _number(difference, _digits) + (" !" if difference.decided else "")
 
 
 # --- drawing ----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sqlite3
@@ -22,6 +23,7 @@ for _name, _value in {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # its default of 7 blocks for minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }.items():
     os.environ.setdefault(_name, _value)
@@ -31,6 +33,9 @@ from mlflow import MlflowClient  # noqa: E402
 from mlflow.entities import Metric, Param, Run, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
+
+logging.getLogger("mlflow").setLevel(logging.WARNING)  # it announces every table of a new database
+logging.getLogger("alembic").setLevel(logging.WARNING)
 
 if TYPE_CHECKING:
     from cadloc_sweep.outcomes import Outcome
@@ -145,10 +150,10 @@ class MlflowTracker:
         except FAILURES as error:
             self._quiet_until_s = time.monotonic() + QUIET_AFTER_FAILURE_S
             if not self._told:
-                place = re.sub(r"//[^/@]*@", "//", self.uri)  # no password in a log
-                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+                reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
                 kept = "the ledger keeps everything, the sweep goes on"
-                self._note(f"MLflow at {place} is unreachable; {kept} ({reason})")
+                text = f"MLflow at {self.uri} is unreachable; {kept} ({reason})"
+                self._note(re.sub(r"//[^/@\s]*@", "//", text))  # no password in a log
             self._told = True
             return False
         return True

@@ -82,7 +82,8 @@ class SmallFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features (B, 128, H/8, W/8) of RGB images (B, 3, H, W) uint8; differentiable in the weights."""
-        x: Tensor = self.centring(self.projection(self.blocks(self.stem(_normalised(grayscale(images))))))
+        x = _normalised(grayscale(images)).contiguous(memory_format=torch.channels_last)  # a fifth faster on CPUs
+        x = self.centring(self.projection(self.blocks(self.stem(x))))
         return normalize(x, dim=1).mul(DIMENSIONS**0.5)
 
     @torch.no_grad()

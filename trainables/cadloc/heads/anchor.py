@@ -26,6 +26,9 @@ DEVIATION = 0.7
 """Standard deviation of a point about its anchor, in anchor spacings: neighbours share what lies between them."""
 
 PROTOTYPE_SAMPLES = 60_000
+MOST_DIRECTIONS = 128
+"""Features are reduced to so many directions, those that tell the anchors apart best: scoring costs in proportion."""
+
 PRIOR_WEIGHT = 0.5
 START_TEMPERATURE = 0.3
 """The Gaussian classifier is over-confident, as cells of one view are not independent: its scores are tempered."""
@@ -44,10 +47,11 @@ class AnchorClassifier(Head):
         super().__init__()
         self.dimensions = dimensions
         self.classification = config.classification
-        self.whitening = nn.Linear(dimensions, dimensions)
-        self.blocks = nn.ModuleList(_block(dimensions, config.width) for _ in range(config.blocks))
-        self.scores = nn.Linear(dimensions, config.anchors)
-        self.code = nn.Linear(dimensions, CODE)
+        directions = min(dimensions, MOST_DIRECTIONS)
+        self.whitening = nn.Linear(dimensions, directions)
+        self.blocks = nn.ModuleList(_block(directions, config.width) for _ in range(config.blocks))
+        self.scores = nn.Linear(directions, config.anchors)
+        self.code = nn.Linear(directions, CODE)
         self.offsets = nn.Parameter(torch.zeros(config.anchors, 3, CODE))
         self.register_buffer("centre", torch.zeros(3))
         self.register_buffer("anchors", torch.zeros(config.anchors, 3))
@@ -85,8 +89,9 @@ class AnchorClassifier(Head):
         self.anchors.copy_(torch.from_numpy(centres) - self.centre.double().cpu())
         self.length_m.fill_(spacing_m(centres))
         some = _some(samples, PROTOTYPE_SAMPLES, seed)
-        rays = discriminant(samples, some, len(self.anchors), lambda batch: self._log_likelihood(batch, "rays"))
-        self._start_from(discriminant(samples, some, len(self.anchors), lambda batch: self._informed(rays, batch)))
+        shape = (len(self.anchors), self.whitening.out_features)
+        rays = discriminant(samples, some, *shape, lambda batch: self._log_likelihood(batch, "rays"))
+        self._start_from(discriminant(samples, some, *shape, lambda batch: self._informed(rays, batch)))
 
     def _hidden(self, features: Tensor) -> Tensor:
         hidden: Tensor = self.whitening(features)

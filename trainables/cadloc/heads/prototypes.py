@@ -19,8 +19,8 @@ SHRINKAGE = 1e-3
 class Discriminant:
     """Scores (B, K) of features are `whitened · prototypes.T − |prototypes|² / 2`, up to a constant per cell.
 
-    `whitening` (C, C) and `mean` (C,): whitened = whitening · (feature − mean). `prototypes` (K, C), whitened: the
-    mean feature of each class.
+    `whitening` (D, C) and `mean` (C,): whitened = whitening · (feature − mean), in the D directions that tell the
+    classes apart best. `prototypes` (K, D), whitened: the mean feature of each class.
     """
 
     whitening: Tensor
@@ -39,7 +39,7 @@ class Discriminant:
 
 @torch.no_grad()
 def discriminant(
-    samples: Samples, indices: Tensor, classes: int, log_likelihood: Callable[[Batch], Tensor]
+    samples: Samples, indices: Tensor, classes: int, directions: int, log_likelihood: Callable[[Batch], Tensor]
 ) -> Discriminant:
     """Fitted to the samples at `indices`, whose labels are soft: the softmax of `log_likelihood(batch)` (B, K).
 
@@ -60,6 +60,9 @@ def discriminant(
     prototypes = sums / weights.clamp(min=SHRINKAGE)[:, None]
     within = (total - (prototypes * weights[:, None]).T @ prototypes) / len(indices)
     whitening = _inverse_square_root(within)
+    between = whitening @ (total / len(indices) - within) @ whitening.T
+    best = torch.linalg.eigh(between.double()).eigenvectors[:, -directions:].T.to(whitening.dtype)
+    whitening = best @ whitening
     return Discriminant(whitening, mean, prototypes @ whitening.T)
 
 
