@@ -10,10 +10,9 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from cadloc.contract import CadlocError
 from cadloc_sweep.cli_options import (
@@ -34,8 +33,8 @@ from cadloc_sweep.cli_options import (
 )
 from cadloc_sweep.failures import ExitCode, exit_code_of
 
-WIDE = 180
-"""Characters per line of tables that go into a file or a pipe."""
+if TYPE_CHECKING:
+    from cadloc_sweep.executors import StageEvent
 
 app = typer.Typer(name="cadloc-sweep", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 cad_app = typer.Typer(no_args_is_help=True, help="Look at CAD files.")
@@ -60,11 +59,12 @@ def run(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials again.")] = False,
 ) -> int:
     """Run what is missing of a space; running it again finishes what is missing then."""
+    from cadloc_sweep.overviews import output
     from cadloc_sweep.running import Place, Tracking, run_space
 
     place = Place(executor.value, address, cpus, gpus)
     tracking = Tracking(mlflow, tracking_uri)
-    return run_space(space, settings or (), out, store, place, tracking, retry_failed, _console())
+    return run_space(space, settings or (), out, store, place, tracking, retry_failed, output())
 
 
 @app.command()
@@ -73,7 +73,7 @@ def plan(
 ) -> None:
     """Show a space's trials, the stages they share, and what the next run costs."""
     from cadloc_sweep.costs import cost_of
-    from cadloc_sweep.overviews import plan_overview
+    from cadloc_sweep.overviews import output, plan_overview
     from cadloc_sweep.plan import make_plan
     from cadloc_sweep.spaces import load_space
     from cadloc_sweep.stages import StageStore
@@ -84,7 +84,7 @@ def plan(
     if as_json:
         print(json.dumps(made.to_json(), indent=1))
     else:
-        _console().print(plan_overview(made, cost_of(made, paths, StageStore(store or paths.store))))
+        output().print(plan_overview(made, cost_of(made, paths, StageStore(store or paths.store))))
 
 
 @app.command()
@@ -104,7 +104,7 @@ def check(space: Space, settings: Settings = None) -> None:
 @app.command()
 def status(directory: Sweep, as_json: AsJson = False) -> None:
     """Show how far a sweep is, trial by trial."""
-    from cadloc_sweep.overviews import status_overview, status_row
+    from cadloc_sweep.overviews import output, status_overview, status_row
     from cadloc_sweep.report.results import read_sweep
     from cadloc_sweep.trials import SweepPaths
 
@@ -114,18 +114,19 @@ def status(directory: Sweep, as_json: AsJson = False) -> None:
         rows = [status_row(outcome, results.objective, paths) for outcome in results.outcomes]
         print(json.dumps({"space": results.space, "counts": dict(results.counts), "trials": rows}, indent=1))
     else:
-        _console().print(status_overview(results, paths))
+        output().print(status_overview(results, paths))
 
 
 @app.command()
 def report(directory: Sweep, format_: Annotated[ReportFormat, typer.Option("--format")] = ReportFormat.table) -> None:
     """Compare the arms of a sweep: means over seeds with 95 % intervals, and differences from the baseline."""
+    from cadloc_sweep.overviews import output
     from cadloc_sweep.report import tables
     from cadloc_sweep.report.results import read_sweep
 
     results = read_sweep(directory, _warn)
     if format_ is ReportFormat.table:
-        console = _console()
+        console = output()
         console.print(tables.as_rich(results, console.width))
         return
     texts = {ReportFormat.json: tables.as_json, ReportFormat.csv: tables.as_csv, ReportFormat.md: tables.as_markdown}
@@ -140,9 +141,9 @@ def ui(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
 ) -> None:
     """Show the runs in MLflow's user interface, until Ctrl-C."""
-    from cadloc_sweep.user_interface import own_store_uri, serve
+    from cadloc_sweep.user_interface import kept_store_uri, serve
 
-    serve(tracking_uri or own_store_uri(out), out / "mlartifacts", host, port, lambda text: print(text, flush=True))
+    serve(tracking_uri or kept_store_uri(out), out / "mlartifacts", host, port, lambda text: print(text, flush=True))
 
 
 @app.command()
@@ -218,11 +219,11 @@ def encoder_pretrain(
 @store_app.command("ls")
 def store_ls(out: Out = SWEEPS, store: Store = None) -> None:
     """List the stored stages."""
-    from cadloc_sweep.overviews import store_overview
+    from cadloc_sweep.overviews import output, store_overview
     from cadloc_sweep.stages import StageStore
 
     opened = StageStore(store or out / ".store")
-    _console().print(store_overview(opened.entries(), opened.root))
+    output().print(store_overview(opened.entries(), opened.root))
 
 
 @store_app.command("verify")
@@ -234,7 +235,8 @@ def store_verify(out: Out = SWEEPS, store: Store = None) -> int:
     faults = opened.verify()
     for directory, fault in faults.items():
         print(f"{directory}: {fault}")
-    print(f"{len(opened.entries())} stages, {len(faults)} damaged (the next run that needs one builds it again)")
+    remedy = "; a run that needs one builds it again" if faults else ""
+    print(f"{len(opened.entries())} stages, {len(faults)} damaged{remedy}")
     return ExitCode.STATE_CORRUPT if faults else ExitCode.FINISHED
 
 
@@ -283,15 +285,10 @@ def _unexpected(kind: type[BaseException], error: BaseException, trace: Tracebac
     print(f"internal error: {kind.__name__}: {error}; the traceback is in {path}", file=sys.stderr)
 
 
-def _console() -> Console:
-    """Standard output; wide where it is a file or a pipe, which nobody could widen."""
-    return Console() if sys.stdout.isatty() else Console(width=WIDE)
-
-
 def _warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr)
 
 
-def _tell_chunk(event: object) -> None:
-    done, total = getattr(event, "done", 0), getattr(event, "total", 0)
-    print(f"{done}/{total} chunks", file=sys.stderr)
+def _tell_chunk(event: StageEvent) -> None:
+    if event.kind == "chunk":
+        print(f"{event.done}/{event.total} chunks", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,11 +17,18 @@ from cadloc.contract import Json
 from cadloc_sweep.costs import Cost
 from cadloc_sweep.plan import Plan
 from cadloc_sweep.progress import duration
-from cadloc_sweep.report.results import PLANNED, SweepResults
-from cadloc_sweep.report.results import Outcome as TrialOutcome
+from cadloc_sweep.report.results import PLANNED, SweepResults, TrialOutcome
 from cadloc_sweep.stages import StageEntry
 from cadloc_sweep.trials import SweepPaths
 from cadloc_sweep.worker import read_history
+
+WIDE = 180
+"""Characters per line of tables that go into a file or a pipe."""
+
+
+def output() -> Console:
+    """Standard output; wide where it is a file or a pipe, which nobody could widen."""
+    return Console() if sys.stdout.isatty() else Console(width=WIDE)
 
 
 def plan_overview(plan: Plan, cost: Cost) -> RenderableType:
@@ -100,11 +108,6 @@ def store_overview(entries: Sequence[StageEntry], root: Path) -> RenderableType:
         drawn.add_row(entry.kind, entry.key, str(entry.items), size, duration(entry.seconds), used)
     total = sum(entry.bytes for entry in entries) / 1e6
     return Group(drawn, Text(f"{len(entries)} stages, {total:.1f} MB"))
-
-
-def say(console: Console, text: str) -> None:
-    """One line as it is: no markup, no colours, not cut."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _shown(value: Json) -> str:

@@ -60,7 +60,7 @@ class SweepState:
             self.running.pop(event.trial_id, None)
             self.latest.pop(event.trial_id, None)
             self.counts[event.result.status] = self.counts.get(event.result.status, 0) + 1
-            self._note_best(self.trials[event.trial_id], event.result.metrics.get(self.objective.metric))
+            self.note_best(self.trials[event.trial_id], event.result.metrics.get(self.objective.metric))
 
     @property
     def ended(self) -> int:
@@ -83,7 +83,8 @@ class SweepState:
             parts.append(f"about {duration(left_s)} left")
         return " · ".join(part for part in parts if part)
 
-    def _note_best(self, trial: Trial, value: float | None) -> None:
+    def note_best(self, trial: Trial, value: float | None) -> None:
+        """Remembers the value if it is its scene's best; None is no value."""
         if value is None:
             return
         known = self.best.get(trial.scene)

@@ -12,6 +12,7 @@ from cadloc.config import SceneConfig, ViewsConfig, with_preset
 from cadloc.contract import Fault, InputError, Json, StageSpec
 from cadloc.documents import Document
 from cadloc.faults import validate
+from cadloc.presets import PRESETS
 from cadloc_sweep.executors import Executor, StageEvent, StageJob
 
 SHEET_COLUMNS = 6
@@ -23,7 +24,7 @@ def views_config(preset: str, views: int | None) -> ViewsConfig:
     try:
         chosen: Mapping[str, Json] = with_preset({"preset": preset}).get("views", {})
     except KeyError as error:
-        raise InputError(Fault("--preset", "preset", preset, "a preset: smoke, quick, paper …")) from error
+        raise InputError(Fault("--preset", "preset", preset, ", ".join(PRESETS))) from error
     config = validate(ViewsConfig, Document(f"preset {preset}", dict(chosen)))
     if views is None:
         return config

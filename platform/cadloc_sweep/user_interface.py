@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cadloc.contract import Fault, InputError
 from cadloc_sweep.failures import ExitCode, SweepError
+from cadloc_sweep.trackers.own_store import own_store_uri
 from cadloc_sweep.trials import SweepPaths
 
 STARTING_TIMEOUT_S = 120.0
@@ -82,13 +83,13 @@ def serve(store_uri: str, artifacts: Path, host: str, port: int, say: Callable[[
             say("ended")
 
 
-def own_store_uri(out: Path) -> str:
+def kept_store_uri(out: Path) -> str:
     """URI of the database that `run --out` keeps. Raises InputError when there is none."""
-    database = SweepPaths(out, "").mlflow_database.absolute()
-    if not database.is_file():
+    paths = SweepPaths(out, "")
+    if not paths.mlflow_database.is_file():
         action = "run a space first, or pass --out or --tracking-uri"
         raise InputError(Fault("--out", str(out), "no mlflow.db in it", "a folder that `run --out` filled", action))
-    return f"sqlite:///{database}"
+    return own_store_uri(paths)
 
 
 def _check_free(host: str, port: int) -> None:

@@ -15,6 +15,7 @@ mlflow = pytest.importorskip("mlflow")
 
 from cadloc_sweep.executors.inline import InlineExecutor  # noqa: E402 -- after the check that MLflow is there
 from cadloc_sweep.failures import ExitCode  # noqa: E402
+from cadloc_sweep.outcomes import Outcome  # noqa: E402
 from cadloc_sweep.trackers.on_mlflow import MlflowTracker  # noqa: E402
 from cadloc_sweep.worker import read_history  # noqa: E402
 
@@ -25,7 +26,9 @@ VALIDATION = "validation/synthetic/translation_error_median_m"
 ONE_SCENE = ("repeats=1",)
 
 
-def tracked(toys: ToySweep, *settings: str, uri: str | None = None, notes: list[str] | None = None, **kinds: Any) -> Any:
+def tracked(
+    toys: ToySweep, *settings: str, uri: str | None = None, notes: list[str] | None = None, **kinds: Any
+) -> Outcome:
     """One run of the sweep with MLflow listening."""
     heard: list[str] = [] if notes is None else notes
     tracker = MlflowTracker(toys.paths, heard.append, uri)
@@ -122,7 +125,8 @@ def test_an_interrupted_trial_keeps_its_run(toys: ToySweep) -> None:
     assert [step for step, _ in curve(toys, killed[0])] == [1, 2]
     tracked(toys, *settings)
     runs = [run for run in runs_of(toys) if "cadloc.trial" in run.data.tags]
-    assert sorted(run.data.tags["cadloc.trial"] for run in runs) == sorted(trial.id for trial in toys.plan(*settings).trials)
+    ids = sorted(trial.id for trial in toys.plan(*settings).trials)
+    assert sorted(run.data.tags["cadloc.trial"] for run in runs) == ids
     assert all([step for step, _ in curve(toys, run)] == [1, 2, 3, 4] for run in runs)
     assert {run.info.status for run in runs} == {"FINISHED"}
 

@@ -119,7 +119,7 @@ def test_hard_labels_make_fishers_discriminant() -> None:
     labels = torch.arange(len(samples)) // 600
     one_hot = torch.nn.functional.one_hot(labels, 6).float()
     order = iter(one_hot.split(2048))
-    fitted = discriminant(samples, torch.arange(len(samples)), 6, CHANNELS, lambda batch: 1e3 * next(order))
+    fitted = discriminant(samples, torch.arange(len(samples)), 6, CHANNELS, lambda _: 1e3 * next(order))
     whitened = (samples.features.float() - fitted.mean) @ fitted.whitening.T
     means = torch.stack([whitened[labels == k].mean(dim=0) for k in range(6)])
     torch.testing.assert_close(fitted.prototypes, means, atol=1e-2, rtol=0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cadloc.config import CoordinateLoss, ReprojectionLoss, SwitchingLoss
-from cadloc.geometry import look_at, inverse, pinhole
+from cadloc.geometry import inverse, look_at, pinhole
 from cadloc.losses import phase_at
 from cadloc.losses.coordinate import CoordinatePhase, coordinate_errors_m
 from cadloc.losses.reprojection import ReprojectionPhase, reprojection_losses, soft_clamp_px
@@ -139,7 +139,8 @@ def test_one_cycle_rises_to_its_peak_at_30_percent_and_falls_to_almost_nothing()
     """It agrees with torch's OneCycleLR at every step."""
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=1.0)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=50, pct_start=0.3, cycle_momentum=False)
+    cycle = {"total_steps": 50, "pct_start": 0.3, "cycle_momentum": False}
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, **cycle)
     expected = []
     for _ in range(50):
         expected.append(optimizer.param_groups[0]["lr"])

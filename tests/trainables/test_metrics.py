@@ -79,8 +79,8 @@ def test_scale_free_metrics_do_not_change_when_the_scene_grows() -> None:
 
 def test_coordinate_error_ignores_unknown_cells() -> None:
     """Cells whose true coordinate is NaN do not count; a set without any known cell reads as failed."""
-    true = np.array([[0, 0, 0], [1, 1, 1], [np.nan] * 3])
-    predicted = true + [0, 0, 0.5]
+    true = np.array([[0.0, 0, 0], [1, 1, 1], [np.nan] * 3])
+    predicted = true + np.array([0, 0, 0.5])
     predicted[2] = 1e9
     assert coordinate_error_median_m(predicted, true) == pytest.approx(0.5)
     assert coordinate_error_median_m(predicted, np.full((3, 3), np.nan)) == FAILED_TRANSLATION_M

@@ -22,8 +22,9 @@ QUICK: Final[dict[str, Any]] = {
     },
     "encoder": {"name": "small"},
     "buffer": {"samples": 400_000, "passes": 2},
-    "head": {"name": "anchor", "width": 256, "anchors": 512, "blocks": 1},
-    "training": {"iterations": 1_200, "batch_size": 1024, "learning_rate": 2e-3, "validations": 5},
+    "head": {"name": "anchor", "width": 256, "anchors": 4096, "blocks": 1},
+    "training": {"iterations": 600, "batch_size": 1024, "learning_rate": 6e-3, "validations": 4},
+    "localization": {"max_iterations": 2_000, "min_iterations": 500},
 }
 
 # ACE, section 4 and supplement: 8 M samples, batch 5120, 16 passes, one cycle to 5e-3.

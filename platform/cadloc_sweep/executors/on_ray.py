@@ -161,7 +161,6 @@ def _check_port(address: str) -> None:
 
 def _use_token() -> None:
     """Shows the token where there is one: `ray start` asks for it then, but joining by address does not by itself."""
-    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # compiled
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
-    if "RAY_AUTH_MODE" not in os.environ and AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
-        os.environ["RAY_AUTH_MODE"] = "token"
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)

@@ -25,7 +25,7 @@ PLANNED = "planned"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialOutcome:
     """A planned trial and how it ended; `result` is None while it has not."""
 
     trial: Trial
@@ -49,7 +49,7 @@ class Arm:
     scene: str
     label: str
     factors: Mapping[str, Json]
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[TrialOutcome, ...]
 
     @property
     def n(self) -> int:
@@ -62,7 +62,7 @@ class Arm:
         return sum(outcome.status == "failed" for outcome in self.outcomes)
 
     @property
-    def finished(self) -> list[Outcome]:
+    def finished(self) -> list[TrialOutcome]:
         """The trials that the statistics are about: those that reached their end."""
         return [outcome for outcome in self.outcomes if outcome.status == "finished"]
 
@@ -93,14 +93,14 @@ class SweepResults:
     space: str
     objective: str
     mode: str
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[TrialOutcome, ...]
     baseline_choice: Mapping[str, Json] | None = None
     notes: tuple[str, ...] = ()
 
     @cached_property
     def arms(self) -> tuple[Arm, ...]:
         """The arms, scene by scene, in the plan's order."""
-        groups: dict[str, list[Outcome]] = {}
+        groups: dict[str, list[TrialOutcome]] = {}
         for outcome in self.outcomes:
             groups.setdefault(outcome.trial.arm, []).append(outcome)
         arms = [
@@ -176,9 +176,9 @@ def read_objective(paths: SweepPaths) -> Objective:
         raise StateCorrupt(f"{paths.space}: is not the space that was run ({error}); `run` writes it anew") from error
 
 
-def join(trials: Iterable[Trial], results: Mapping[str, TrialResult]) -> tuple[Outcome, ...]:
+def join(trials: Iterable[Trial], results: Mapping[str, TrialResult]) -> tuple[TrialOutcome, ...]:
     """Each planned trial with its result, if it has one."""
-    return tuple(Outcome(trial, results.get(trial.id)) for trial in trials)
+    return tuple(TrialOutcome(trial, results.get(trial.id)) for trial in trials)
 
 
 def _sweeps_in(directory: Path) -> Sequence[str]:
@@ -190,7 +190,7 @@ def _arm_json(arm: Arm) -> dict[str, Json]:
     return {"scene": arm.scene, "factors": dict(arm.factors), "n": arm.n, "metrics": metrics}
 
 
-def _trial_json(outcome: Outcome) -> dict[str, Json]:
+def _trial_json(outcome: TrialOutcome) -> dict[str, Json]:
     trial = outcome.trial
     finite = {name: value if math.isfinite(value) else None for name, value in outcome.metrics.items()}
     return {

@@ -47,9 +47,7 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     return Interval(n, mean, mean - half, mean + half)
 
 
-def paired_difference(
-    arm: Mapping[Pair, float], baseline: Mapping[Pair, float], confidence: float = 0.95
-) -> Interval:
+def paired_difference(arm: Mapping[Pair, float], baseline: Mapping[Pair, float], confidence: float = 0.95) -> Interval:
     """The mean of `arm − baseline` over the pairs that both have, with its t interval.
 
     A pair is a (scene, seed): what the two trials share (views, initialisation, order of the data) cancels, so

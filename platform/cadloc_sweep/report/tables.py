@@ -182,9 +182,7 @@ def _table(results: SweepResults, title: str, columns: Sequence[_Column]) -> Tab
 
 def _best(results: SweepResults, column: _Column, scene: str) -> float | None:
     means = [
-        arm.metrics[column.metric].mean
-        for arm in results.arms
-        if arm.scene == scene and column.metric in arm.metrics
+        arm.metrics[column.metric].mean for arm in results.arms if arm.scene == scene and column.metric in arm.metrics
     ]
     known = [mean for mean in means if mean is not None]
     if len(set(known)) < 2:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import re
-import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from cadloc.contract import Progress
 from cadloc_sweep.ledger import read_results
+from cadloc_sweep.trackers.own_store import own_store_uri, write_ahead
 from cadloc_sweep.trackers.run_content import artifacts, end_tags, parameters, run_name, tags
 from cadloc_sweep.trials import SweepPaths, Trial, TrialPaths, TrialResult
 from cadloc_sweep.worker import read_history
@@ -81,7 +80,7 @@ class MlflowTracker:
     def __init__(self, paths: SweepPaths, note: Callable[[str], None], uri: str | None = None) -> None:
         self._paths, self._note = paths, note
         self._own_store = uri is None
-        self.uri = uri or default_uri(paths)
+        self.uri = uri or own_store_uri(paths)
         self._records: dict[str, _Record] = {}
         self._runs: dict[str, Run] = {}
         self._client: MlflowClient | None = None
@@ -231,17 +230,6 @@ class MlflowTracker:
         client.set_terminated(self._parent, "KILLED" if outcome.interrupted else "FINISHED")
 
 
-def default_uri(paths: SweepPaths) -> str:
-    """The sqlite database beside the sweeps."""
-    return f"sqlite:///{paths.mlflow_database.absolute()}"
-
-
-def write_ahead(database: Path) -> None:
-    """Switches an sqlite file to its write-ahead log, for good: readers (the UI) no longer block the writer."""
-    with closing(sqlite3.connect(database, timeout=20)) as connection:
-        connection.execute("PRAGMA journal_mode=WAL")
-
-
 def _all_runs(client: MlflowClient, experiment: str) -> Iterator[Run]:
     token: str | None = None
     while True:
@@ -263,16 +251,28 @@ def _catch_up(record: _Record) -> None:
 
 
 def _send_curves(client: MlflowClient, record: _Record) -> None:
-    """The progress after the last one that the run holds, each metric at its step."""
+    """The progress after the last one that the run holds, each metric at its step, many steps per batch."""
+    record.waiting = [item for item in record.waiting if item[1].step > record.step]
     while record.waiting:
-        at_s, progress = record.waiting[0]
-        if progress.step > record.step:
-            values = {**progress.metrics, "train/samples_seen": float(progress.samples_seen)}
-            metrics = [Metric(name, value, int(at_s * 1000), progress.step) for name, value in values.items()]
-            for batch in _batches(metrics, MOST_METRICS):
-                client.log_batch(record.run_id, metrics=batch, tags=[RunTag(STEP_TAG, str(progress.step))])
-            record.step = progress.step
-        record.waiting.pop(0)
+        metrics: list[Metric] = []
+        sent = 0
+        for at_s, progress in record.waiting:
+            points = _points(at_s, progress)
+            if metrics and len(metrics) + len(points) > MOST_METRICS:
+                break
+            metrics += points
+            sent += 1
+        step = record.waiting[sent - 1][1].step
+        client.log_batch(record.run_id, metrics=metrics[:MOST_METRICS], tags=[RunTag(STEP_TAG, str(step))])
+        for batch in _batches(metrics[MOST_METRICS:], MOST_METRICS):  # one progress of more than a batch
+            client.log_batch(record.run_id, metrics=batch)
+        record.step = step
+        del record.waiting[:sent]
+
+
+def _points(at_s: float, progress: Progress) -> list[Metric]:
+    values = {**progress.metrics, "train/samples_seen": float(progress.samples_seen)}
+    return [Metric(name, value, int(at_s * 1000), progress.step) for name, value in values.items()]
 
 
 def _send_end(client: MlflowClient, run_id: str, result: TrialResult, directory: Path) -> None:

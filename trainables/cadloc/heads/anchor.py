@@ -19,10 +19,10 @@ from cadloc.heads.prototypes import Discriminant, discriminant
 from cadloc.losses.phase import Evidence
 from cadloc.samples import Batch, Samples
 
-CODE = 32
+CODE = 64
 """Numbers per cell from which every anchor reads its own offset."""
 
-DEVIATION = 0.7
+DEVIATION = 0.45
 """Standard deviation of a point about its anchor, in anchor spacings: neighbours share what lies between them."""
 
 PROTOTYPE_SAMPLES = 60_000
@@ -107,10 +107,12 @@ class AnchorClassifier(Head):
 
     @torch.no_grad()
     def _log_likelihood(self, batch: Batch, evidence: Evidence) -> Tensor:
+        """(B, K), in float32 whatever the network computes in: squared metres do not fit less."""
         deviation_m = DEVIATION * self.length_m
-        if evidence == "points":
-            return log_likelihood_of_points(self.anchors, batch.scene_coordinates - self.centre, deviation_m)
-        return log_likelihood_of_rays(self.anchors, batch, self.centre, deviation_m)
+        with torch.autocast(self.anchors.device.type, enabled=False):
+            if evidence == "points":
+                return log_likelihood_of_points(self.anchors, batch.scene_coordinates - self.centre, deviation_m)
+            return log_likelihood_of_rays(self.anchors, batch, self.centre, deviation_m)
 
     def _informed(self, rays: Discriminant, batch: Batch) -> Tensor:
         """Of the anchors along a ray, those come first whose prototypes the feature resembles."""
