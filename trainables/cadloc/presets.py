@@ -11,8 +11,8 @@ SMOKE: Final[dict[str, Any]] = {
     },
     "encoder": {"name": "small"},
     "buffer": {"samples": 6_000, "passes": 1},
-    "head": {"name": "anchor", "width": 64, "anchors": 64, "blocks": 0},
-    "training": {"iterations": 200, "batch_size": 512, "learning_rate": 5e-3, "validations": 2},
+    "head": {"name": "anchor", "width": 64, "anchors": 512, "blocks": 0},
+    "training": {"iterations": 200, "batch_size": 512, "learning_rate": 6e-3, "validations": 2},
 }
 
 QUICK: Final[dict[str, Any]] = {

@@ -132,18 +132,21 @@ def check_reachable(address: str) -> None:
     """
     if address != "auto":
         _check_port(address)
+    command = [sys.executable, "-c", _JOINING, address]
     try:
-        tried = subprocess.run(
-            [sys.executable, "-c", _JOINING, address], capture_output=True, text=True, timeout=JOIN_TIMEOUT_S
-        )
+        tried = subprocess.run(command, capture_output=True, timeout=JOIN_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
-        said = (error.stderr or b"").decode(errors="replace") if isinstance(error.stderr, bytes) else error.stderr or ""
-        refused = "AuthToken" in said or "Unauthenticated" in said
-        why = "it refuses this machine's Ray token (~/.ray/auth_token, RAY_AUTH_MODE)" if refused else "no answer"
-        raise ExecutorUnreachable(f"Ray cluster at {address}: {why}") from error
+        raise ExecutorUnreachable(f"Ray cluster at {address}: {_reason(error.stderr or b'')}") from error
     if tried.returncode != 0:
-        lines = tried.stderr.strip().splitlines() or ["no reason given"]
-        raise ExecutorUnreachable(f"Ray cluster at {address}: {lines[-1]}")
+        raise ExecutorUnreachable(f"Ray cluster at {address}: {_reason(tried.stderr)}")
+
+
+def _reason(said: bytes) -> str:
+    """Why joining failed, from what the attempt wrote to standard error."""
+    text = said.decode(errors="replace")
+    if "InvalidAuthToken" in text:
+        return "it refuses this machine's Ray token (~/.ray/auth_token or RAY_AUTH_TOKEN)"
+    return (text.strip().splitlines() or ["no answer"])[-1]
 
 
 _JOINING = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR'); ray.shutdown()"
