@@ -69,11 +69,10 @@ def train(config: TrialConfig, context: TrialContext) -> Iterator[Progress]:
     for name in test_sets(config):
         queries = Queries.open(context.stages[f"queries/{name}"])
         evaluation = test(queries)
-        write_poses(
-            context.directory / f"poses_{name}.csv", queries.names, evaluation.estimates, evaluation.errors
-        )
+        write_poses(context.directory / f"poses_{name}.csv", queries.names, evaluation.estimates, evaluation.errors)
         draw_queries(context.directory / "figures" / f"queries_{name}.png", config, context.stages, name, evaluation)
         metrics |= _named(f"test/{name}", evaluation.metrics)
+        metrics[f"time/{name}/localization_median_s"] = evaluation.localization_median_s
     draw_curves(context.directory / "figures" / "curves.png", training.progression.history)
     (context.directory / CHECKPOINT).unlink(missing_ok=True)
     yield _progress(training, metrics, finished=True)

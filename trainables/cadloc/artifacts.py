@@ -86,9 +86,7 @@ def load_map(path: Path) -> SceneMap:
         raise InputError(Fault(str(card_path), "map", str(error).splitlines()[0], allowed)) from error
 
 
-def write_poses(
-    path: Path, names: Sequence[str], estimates: Sequence[Estimate], errors: PoseErrors
-) -> None:
+def write_poses(path: Path, names: Sequence[str], estimates: Sequence[Estimate], errors: PoseErrors) -> None:
     """One row per query: `cam_from_cad` as unit quaternion and translation, errors, inliers; no pose, empty fields."""
     rows: list[Mapping[str, object]] = []
     for i, (name, estimate) in enumerate(zip(names, estimates, strict=True)):

@@ -41,7 +41,6 @@ POSE_METRICS: tuple[str, ...] = (
     "recall_1pct_2deg",
     "scene_coordinate_error_median_m",
     "inlier_share_median",
-    "localization_median_s",
     "failures",
 )
 """Metrics of every query set (`cadloc.metrics` computes them)."""
@@ -108,7 +107,8 @@ def reported_metrics(config: TrialConfig) -> frozenset[str] | None:
         return frozenset(module.reported_metrics(config)) if hasattr(module, "reported_metrics") else None
     tests = {f"test/{name}/{metric}" for name in test_sets(config) for metric in POSE_METRICS}
     validations = {f"validation/synthetic/{metric}" for metric in (*POSE_METRICS, "loss")}
-    return frozenset({"train/loss", "train/own_loss", "train/samples_seen", "time/training_s", *tests, *validations})
+    times = {"time/training_s", *(f"time/{name}/localization_median_s" for name in test_sets(config))}
+    return frozenset({"train/loss", "train/own_loss", "train/samples_seen", *times, *tests, *validations})
 
 
 def _views(config: TrialConfig, name: str) -> StageSpec:

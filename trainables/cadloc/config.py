@@ -173,7 +173,7 @@ class ViewsConfig(Settings):
     randomisation: RandomisationConfig = RandomisationConfig()
     backend: Literal["gl", "raycasting"] = "gl"
     """`raycasting` needs no OpenGL and is slower."""
-    seed: Seed = 0
+    seed: Seed = 1
 
 
 # --- encoder and buffer -----------------------------------------------------------------------------------

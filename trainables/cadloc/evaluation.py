@@ -24,6 +24,11 @@ class Evaluation:
     errors: PoseErrors
     metrics: dict[str, float]
 
+    @property
+    def localization_median_s(self) -> float:
+        """Median time of the pose solver per query: no metric, for it differs from run to run."""
+        return float(np.median([estimate.runtime_s for estimate in self.estimates]))
+
 
 def evaluate(
     head: Head, queries: Queries, config: LocalizationConfig, *, diameter_m: float, seed: int, device: str = "cpu"
@@ -41,7 +46,7 @@ def evaluate(
     return Evaluation(predicted, estimates, errors, summary(errors, estimates, coordinate_error_m, diameter_m))
 
 
-def predict_grid(head: Head, features: NDArray[np.floating], device: str = "cpu") -> NDArray[np.float32]:  # type: ignore[type-arg]
+def predict_grid(head: Head, features: NDArray[np.floating], device: str = "cpu") -> NDArray[np.float32]:
     """Scene coordinates (rows, cols, 3) in `cad` of a grid of features (rows, cols, C)."""
     cells = torch.from_numpy(np.array(features)).reshape(-1, features.shape[-1]).to(device)
     return np.asarray(head.predict(cells).cpu().numpy()).reshape(*features.shape[:2], 3)

@@ -76,9 +76,7 @@ def draw_queries(
     _save(figure, path)
 
 
-def _curve(
-    axes: Axes, seen: Sequence[float], history: Sequence[Mapping[str, float]], name: str, label: str
-) -> None:
+def _curve(axes: Axes, seen: Sequence[float], history: Sequence[Mapping[str, float]], name: str, label: str) -> None:
     axes.plot(seen, [row[name] for row in history], marker="o", markersize=3, label=label)
 
 
@@ -113,5 +111,6 @@ def _scene_model(scene: str) -> CadModel:
 
 def _save(figure: Figure, path: Path) -> None:
     content = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(content)
+    FigureCanvasAgg(figure)
+    figure.savefig(content, format="png")
     write_bytes(path, content.getvalue())

@@ -70,7 +70,6 @@ def summary(
         SCALE_FREE_RECALL: errors.recall(limit_m, SCALE_FREE_LIMITS[1]),
         "scene_coordinate_error_median_m": coordinate_error_median_m,
         "inlier_share_median": float(np.median([estimate.inlier_share for estimate in estimates])),
-        "localization_median_s": float(np.median([estimate.runtime_s for estimate in estimates])),
         "failures": float(np.sum(~np.isfinite(errors.translation_m))),
     }
 

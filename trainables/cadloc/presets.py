@@ -20,7 +20,7 @@ QUICK: Final[dict[str, Any]] = {
         "image": {"width_px": 480, "height_px": 360},
         "counts": {"mapping": 300, "validation": 16, "query": 60},
     },
-    "encoder": {"name": "small"},
+    "encoder": {"name": "dense-hog"},
     "buffer": {"samples": 400_000, "passes": 2},
     "head": {"name": "anchor", "width": 256, "anchors": 4096, "blocks": 1},
     "training": {"iterations": 600, "batch_size": 1024, "learning_rate": 6e-3, "validations": 4},

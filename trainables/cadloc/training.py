@@ -187,7 +187,7 @@ def mean_loss(head: Head, samples: Samples, phase: Phase) -> float:
     """Mean of the phase's loss over all samples, in its own unit."""
     total = 0.0
     indices = torch.arange(len(samples), device=samples.features.device)
-    for some in indices.split(SAMPLES_AT_ONCE):
+    for some in torch.split(indices, SAMPLES_AT_ONCE):
         batch = samples.batch(some)
         total += float(phase.loss(head(batch.features).coordinates, batch)) * len(batch)
     return total / len(samples)

@@ -206,9 +206,7 @@ def _orbit_candidates(site: Site, views: ViewsConfig, rng: np.random.Generator) 
             yield look_at(eye, target, roll_deg=config.roll_deg * rng.standard_normal()), intrinsics
 
 
-def _ground_candidates(
-    site: Site, views: ViewsConfig, rng: np.random.Generator
-) -> Iterator[tuple[Array, Array] | str]:
+def _ground_candidates(site: Site, views: ViewsConfig, rng: np.random.Generator) -> Iterator[tuple[Array, Array] | str]:
     config = views.viewpoints
     targets = _surface_points(site, rng)
     for azimuth_deg in _azimuths_deg(config, rng):

@@ -56,5 +56,5 @@ class Head(nn.Module, ABC):
     @torch.no_grad()
     def predict(self, features: Tensor) -> Tensor:
         """Coordinates (N, 3) in `cad` of features (N, C) of any float type; piece by piece, without gradients."""
-        pieces = [self(piece.float()).coordinates for piece in features.split(CELLS_AT_ONCE)]
+        pieces = [self(piece.float()).coordinates for piece in torch.split(features, CELLS_AT_ONCE)]
         return torch.cat(pieces)

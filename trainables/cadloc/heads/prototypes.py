@@ -50,7 +50,7 @@ def discriminant(
     sums = torch.zeros(classes, dimensions, device=device)
     weights = torch.zeros(classes, device=device)
     total = torch.zeros(dimensions, dimensions, device=device)
-    for some in indices.split(BATCH_SIZE):
+    for some in torch.split(indices, BATCH_SIZE):
         batch = samples.batch(some)
         labels = torch.softmax(log_likelihood(batch), dim=1)
         centred = batch.features - mean
@@ -71,4 +71,5 @@ def _inverse_square_root(covariance: Tensor) -> Tensor:
     matrix = covariance.double()
     matrix = matrix + SHRINKAGE * matrix.diagonal().mean() * torch.eye(len(matrix), device=matrix.device)
     values, vectors = torch.linalg.eigh(matrix)
-    return (vectors / values.clamp(min=1e-12).sqrt()).T.to(covariance.dtype)
+    root: Tensor = (vectors / values.clamp(min=1e-12).sqrt()).T
+    return root.to(covariance.dtype)

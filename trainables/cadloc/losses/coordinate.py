@@ -14,7 +14,8 @@ from cadloc.samples import Batch
 
 def coordinate_errors_m(coordinates: Tensor, batch: Batch) -> Tensor:
     """Euclidean distances (B,) of coordinates (B, 3) in `cad` to the true ones."""
-    return torch.linalg.vector_norm(coordinates - batch.scene_coordinates, dim=1)
+    distances: Tensor = torch.linalg.vector_norm(coordinates - batch.scene_coordinates, dim=1)
+    return distances
 
 
 @dataclass(frozen=True)
