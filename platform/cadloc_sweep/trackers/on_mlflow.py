@@ -129,7 +129,8 @@ class MlflowTracker:
             self._quiet_until_s = 0.0
             self._flush()
         if self._records:
-            self._note(f"{len(self._records)} trial(s) are not in MLflow; the next run of this space sends them")
+            left = "the next run that has trials of this space to do sends them"
+            self._note(f"{len(self._records)} trial(s) are not in MLflow; {left}")
         self._records.clear()
 
     # --- when to send -------------------------------------------------------------------------------------
