@@ -90,7 +90,8 @@ def localize_image(map_path: Path, image: NDArray[np.uint8], intrinsics: Array, 
     resized = cv2.resize(image, (width_px, height_px), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     # Each side by its own factor: rounding to whole pixels changes their ratio.
     factors = np.array([width_px / image.shape[1], height_px / image.shape[0], 1.0])
-    features = encode_image(build_encoder(scene.encoder), np.asarray(resized, np.uint8))
+    # Half precision, as the queries of a trial are stored: the map says the same here as there.
+    features = encode_image(build_encoder(scene.encoder), np.asarray(resized, np.uint8)).astype(np.float16)
     predicted = predict_grid(scene.head, features)
     pixels = cell_pixels(*features.shape[:2])
     return localize(
