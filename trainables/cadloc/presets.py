@@ -17,13 +17,13 @@ SMOKE: Final[dict[str, Any]] = {
 
 QUICK: Final[dict[str, Any]] = {
     "views": {
-        "image": {"width_px": 480, "height_px": 360},
-        "counts": {"mapping": 300, "validation": 16, "query": 60},
+        "image": {"width_px": 640, "height_px": 480},
+        "counts": {"mapping": 250, "validation": 12, "query": 40},
     },
-    "encoder": {"name": "dense-hog"},
+    "encoder": {"name": "small"},
     "buffer": {"samples": 400_000, "passes": 2},
     "head": {"name": "anchor", "width": 256, "anchors": 4096, "blocks": 1},
-    "training": {"iterations": 600, "batch_size": 1024, "learning_rate": 6e-3, "validations": 4},
+    "training": {"iterations": 600, "batch_size": 1024, "learning_rate": 6e-3, "validations": 3},
     "localization": {"max_iterations": 2_000, "min_iterations": 500},
 }
 
