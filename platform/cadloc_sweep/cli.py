@@ -177,8 +177,10 @@ def render(
     """Render a scene's views into a dataset of your own."""
     from cadloc_sweep.running import Place
     from cadloc_sweep.scene_files import load_scene
-    from cadloc_sweep.scene_views import contact_sheet, render_views, views_config
+    from cadloc_sweep.scene_views import check_sheet, contact_sheet, render_views, views_config
 
+    if sheet is not None:
+        check_sheet(sheet, to)
     made = Place(executor.value, cpus=cpus).make_executor()
     try:
         render_views(load_scene(scene, settings or ()), views_config(preset, views), source, to, made, _tell_chunk)
@@ -211,9 +213,12 @@ def encoder_pretrain(
     from cadloc.documents import Document, load_document
     from cadloc.faults import validate
     from cadloc.pretraining import PretrainingConfig, pretrain
+    from cadloc_sweep.durable_files import make_folder
 
     document = Document("defaults", {}) if config is None else load_document(config)
-    print(json.dumps(pretrain(validate(PretrainingConfig, document), out), indent=1))
+    settings = validate(PretrainingConfig, document)
+    make_folder(out, "--out")
+    print(json.dumps(pretrain(settings, out), indent=1))
 
 
 @store_app.command("ls")

@@ -66,7 +66,10 @@ def means(value: Json, wanted: Json) -> bool:
     """Whether a factor's value is the wanted one, which may be given by its `name` alone."""
     if isinstance(value, Mapping) and isinstance(wanted, str):
         return bool(value.get("name") == wanted)
-    return canonical(value) == canonical(wanted)
+    try:
+        return canonical(value) == canonical(wanted)
+    except ValueError:  # NaN and the infinities equal nothing
+        return False
 
 
 def choices(factors: Sequence[Factor], design: Design, with_baseline: bool = False) -> list[Choice]:

@@ -59,20 +59,25 @@ class Driver:
         self._drained = self._out_of_disk = False
 
     def run(self, pending: Sequence[Trial], make_executor: Callable[[], Executor]) -> None:
-        """Tells the trackers what they missed, and works on what is pending."""
+        """Tells the trackers what they missed, and works on what is pending; however it ends, they hear of the end."""
         self._paths.control.mkdir(exist_ok=True)
         self._paths.stop_request.unlink(missing_ok=True)
         self._ledger.record("run", trials=len(self._plan.trials))
         self._tell(lambda tracker: tracker.start_sweep(self._space, self._plan))
-        waiting = {trial.id for trial in pending}
+        try:
+            self._tell_untold({trial.id for trial in pending})
+            if pending:
+                self._work(pending, make_executor)
+        finally:
+            outcome = self.outcome(len(pending))
+            self._tell(lambda tracker: tracker.end_sweep(outcome))
+
+    def _tell_untold(self, waiting: set[str]) -> None:
+        """Ends that nobody told, but of the trials that run again now."""
         for trial in self.untold:
             if trial.id not in waiting:
                 self._tell(lambda tracker, trial=trial: tracker.trial_started(trial))  # type: ignore[misc]
                 self._ended(trial, self._ledger.results[trial.id])
-        if pending:
-            self._work(pending, make_executor)
-        outcome = self.outcome(len(pending))
-        self._tell(lambda tracker: tracker.end_sweep(outcome))
 
     def outcome(self, run_now: int) -> Outcome:
         """The results of the plan's trials so far."""

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from cadloc.contract import CadlocError, Json, canonical, digest
+from cadloc.contract import CadlocError, Fault, InputError, Json, canonical, digest
 
 CHECKSUM = "checksum"
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class CorruptFile(CadlocError):
     """A file's content is not what was written."""
+
+
+def make_folder(folder: Path, option: str) -> None:
+    """Makes the folder that a command line's option names, if need be. Raises InputError where it cannot be written.
+
+    A full disk is no fault of the option's: that OSError goes through.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(folder, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise
+        reason = "it is no folder" if isinstance(error, FileExistsError) else str(error.strerror)
+    if reason:
+        raise InputError(Fault(option, str(folder), reason, "a folder that can be written"))
 
 
 def write_aside(path: Path, text: str) -> None:
@@ -93,10 +112,14 @@ def append_sealed(path: Path, data: Mapping[str, Json]) -> None:
 
 
 def read_sealed_lines(path: Path) -> tuple[list[dict[str, Json]], int]:
-    """The lines that are whole, and the number of those that are not."""
+    """The lines that are whole, and the number of those that are not.
+
+    A last line without its end is damage, whatever it says: what is appended next would become part of it.
+    """
     whole: list[dict[str, Json]] = []
-    bad = 0
-    for line in path.read_bytes().split(b"\n"):
+    *lines, rest = path.read_bytes().split(b"\n")
+    bad = 1 if rest else 0
+    for line in lines:
         if not line:
             continue
         try:

@@ -19,6 +19,9 @@ def locate(image: Path, map_place: Path, focal_px: float | None, intrinsics: Pat
 
     Its translation is in metres in `cad`; add `origin_m` for the CAD file's own metres. Raises InputError.
     """
+    if focal_px is not None and intrinsics is not None:
+        both = f"{intrinsics} and --focal-px {focal_px:g}"
+        raise InputError(Fault("--intrinsics", "intrinsics", both, "one of the two: the file holds the focal length"))
     from cadloc.ace import localize_image
     from cadloc.artifacts import load_map
 

@@ -10,7 +10,7 @@ import socket
 from pathlib import Path
 from types import TracebackType
 
-from cadloc.contract import Json
+from cadloc.contract import Fault, InputError, Json
 from cadloc_sweep.failures import SweepLocked
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -19,8 +19,10 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 class SweepLock:
     """Held from `with` to its end. Entering raises SweepLocked while another living process holds it.
 
-    The kernel's file lock decides; process, start of process and boot, written inside, decide where file locks do
-    not reach (some network file systems), and say who it is. A lock left by a dead process is taken over.
+    The kernel's file lock decides; process, start of process, boot and host, written inside, decide where file locks
+    do not reach (some network file systems), and say who it is. A lock left by a dead process of this machine is
+    taken over; whether one of another machine still lives cannot be seen from here, so that its lock counts.
+    Entering raises InputError on a file system that knows no file locks.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,18 +49,31 @@ class SweepLock:
             self._handle = None
 
     def _take(self, handle: int) -> None:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            free = True
-        except OSError:
-            free = False
+        free = try_lock(handle, self._path)
         owner = _owner(os.pread(handle, 4096, 0))
-        if not free or _alive(owner):
+        if not free or _elsewhere(owner) or _alive(owner):
             who = f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"
-            raise SweepLocked(f"{self._path}: {who} drives this sweep; wait for it, or stop it")
+            gone = "; if it runs there no more, delete this file" if _elsewhere(owner) else ""
+            raise SweepLocked(f"{self._path}: {who} drives this sweep; wait for it, or stop it{gone}")
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps(_me()).encode(), 0)
         os.fsync(handle)
+
+
+def try_lock(handle: int, path: Path) -> bool:
+    """Takes the kernel's lock of an open file; False while somebody else holds it.
+
+    Raises InputError where the file system knows no such locks: nothing would keep two sweeps apart.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        found = f"a file system without file locks (flock: {error.strerror})"
+        action = "choose a folder on another file system"
+        raise InputError(Fault(str(path), "the lock", found, "a file system with file locks", action)) from error
+    return True
 
 
 def _me() -> dict[str, Json]:
@@ -71,6 +86,11 @@ def _owner(content: bytes) -> dict[str, Json]:
         owner = json.loads(content)
         return owner if isinstance(owner, dict) else {}
     return {}
+
+
+def _elsewhere(owner: dict[str, Json]) -> bool:
+    """Whether the lock was written on another machine."""
+    return bool(owner.get("host", socket.gethostname()) != socket.gethostname())
 
 
 def _alive(owner: dict[str, Json]) -> bool:

@@ -48,7 +48,9 @@ def plan_overview(plan: Plan, cost: Cost) -> RenderableType:
 
 
 def plan_lines(plan: Plan, cost: Cost) -> Iterator[str]:
-    """Shared stages, cost and warnings, a line each."""
+    """What arms are compared by, shared stages, cost and warnings, a line each."""
+    if plan.pairs > 1:
+        yield f"arms of a scene are compared over {plan.pairs} paired seeds, by 95 % t intervals"
     asked = Counter(key for roles in plan.stages.values() for key in set(roles.values()))
     kinds = Counter(plan.specs[key].kind for key in asked)
     uses = Counter({kind: sum(n for key, n in asked.items() if plan.specs[key].kind == kind) for kind in kinds})

@@ -13,9 +13,6 @@ from cadloc_sweep.designs import RandomSample
 from cadloc_sweep.spaces import SearchSpace
 from cadloc_sweep.trials import Trial
 
-FEWEST_PAIRS = 6
-"""With n pairs, a two-sided sign-flip test reaches p = 2 / 2^n at best: below 5 % from 6 on."""
-
 SCHEMA = 1
 
 
@@ -45,6 +42,11 @@ class Plan:
             if key in wanted:
                 levels.setdefault(depths[key], []).append(self.specs[key])
         return [levels[depth] for depth in sorted(levels)]
+
+    @property
+    def pairs(self) -> int:
+        """Seeds that the arms of a scene share: differences between them are means over that many pairs."""
+        return len({trial.seed for trial in self.trials})
 
     def is_baseline(self, trial: Trial) -> bool:
         """Whether the trial belongs to the arm that others are compared with."""
@@ -129,13 +131,8 @@ def _add_spec(spec: StageSpec, specs: dict[str, StageSpec]) -> str:
 
 def _warnings(space: SearchSpace) -> list[str]:
     warnings: list[str] = []
-    pairs = space.repeats * len(space.scenes)
-    if len(space.arms) > 1 and pairs < FEWEST_PAIRS:
-        repeats = -(-FEWEST_PAIRS // len(space.scenes))
-        warnings.append(
-            f"{pairs} paired result{'s' if pairs > 1 else ''} per arm (scenes × seeds): no difference between arms can "
-            f"be significant at 5 %; --set repeats={repeats} gives {repeats * len(space.scenes)}"
-        )
+    if len(space.arms) > 1 and space.repeats < 2:
+        warnings.append("one seed per arm: means and differences between arms have no interval; --set repeats=3")
     if space.stop.scheduler != "none" and not isinstance(space.design, RandomSample):
         warnings.append(
             f"stop.scheduler {space.stop.scheduler} ends some trials early, and means over arms of the "

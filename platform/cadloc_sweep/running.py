@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +12,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from cadloc.contract import Progress
+from cadloc.contract import Fault, InputError, Progress
 from cadloc_sweep.displays import Display
 from cadloc_sweep.executors import Executor
 from cadloc_sweep.executors.inline import InlineExecutor
@@ -23,19 +26,39 @@ from cadloc_sweep.stages import StageStore
 from cadloc_sweep.sweep import run_sweep
 from cadloc_sweep.trackers import Tracker
 from cadloc_sweep.trackers.jsonl import JsonlTracker
+from cadloc_sweep.trackers.own_store import without_password
 from cadloc_sweep.trials import SweepPaths, Trial, TrialResult
+
+PROGRAM = "cadloc-sweep"
+
+LOCAL = "local"
+"""Address of a Ray of our own."""
 
 ExecutorName = Literal["ray", "inline"]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the work is done: in this process, or on a Ray (this machine's, or a cluster's)."""
+    """Where the work is done: in this process, or on a Ray (this machine's, or a cluster's).
+
+    Raises InputError for options that would be ignored there.
+    """
 
     executor: ExecutorName = "ray"
-    address: str = "local"
+    address: str = LOCAL
     cpus: int | None = None
     gpus: int | None = None
+
+    def __post_init__(self) -> None:
+        sizes = {"--cpus": self.cpus, "--gpus": self.gpus}
+        ignored = [option for option, value in sizes.items() if value is not None]
+        inline, elsewhere = self.executor == "inline", self.address != LOCAL
+        if inline and (ignored or elsewhere):
+            found = ", ".join([*ignored, *(["--address"] if elsewhere else [])])
+            raise InputError(Fault("--executor", "inline", f"{found} as well", f"{found} with --executor ray only"))
+        if elsewhere and ignored:
+            found, allowed = f"{', '.join(ignored)} as well", "the size of a local Ray only: a cluster has its own"
+            raise InputError(Fault("--address", self.address, found, allowed))
 
     def make_executor(self, stop: Stop = NoStop(), objective: Objective = Objective()) -> Executor:  # noqa: B008
         """The executor; ray is imported for `ray` only."""
@@ -178,4 +201,13 @@ def _tell(outcome: Outcome, plan: Plan, paths: SweepPaths, tracking: Tracking, c
     if outcome.exit_code is ExitCode.TRIALS_FAILED:
         say("--retry-failed runs the failed ones again")
     if tracking.enabled:
-        say(f"compare the runs: {tracking.uri or f'cadloc-sweep ui --out {paths.out}'}")
+        command = shlex.join([program(), "ui", "--out", str(paths.out)])
+        say(f"compare the runs: {without_password(tracking.uri) if tracking.uri else command}")
+
+
+def program() -> str:
+    """How this program is called: by its name where the shell finds it so, else by the path it was called by."""
+    invoked, found = Path(sys.argv[0]), shutil.which(PROGRAM)
+    if invoked.name != PROGRAM or (found and Path(found).resolve() == invoked.resolve()):
+        return PROGRAM
+    return str(invoked)

@@ -37,12 +37,13 @@ def resolve_scenes(
 
 
 def load_scene(name_or_path: str, settings: Sequence[str] = (), folders: Sequence[Path] = ()) -> SceneConfig:
-    """A built-in scene, or the one in a scene file; `settings` are `variable=value`. Raises InputError."""
+    """A built-in scene, or the one in a scene file; `settings` are `variable=value`, all used. Raises InputError."""
     variables, faults = Variables.from_settings(settings)
     document = Document("the command line", {"scenes": [name_or_path]})
     scenes, found = resolve_scenes(document, [name_or_path], [Path.cwd(), *folders], variables)
-    if faults or found:
-        raise InputError([*faults, *found])
+    faults += [*found, *variables.unused(())]
+    if faults:
+        raise InputError(faults)
     return scenes[0]
 
 

@@ -13,10 +13,12 @@ from cadloc.contract import Fault, InputError, Json, StageSpec
 from cadloc.documents import Document
 from cadloc.faults import validate
 from cadloc.presets import PRESETS
+from cadloc_sweep.durable_files import make_folder
 from cadloc_sweep.executors import Executor, StageEvent, StageJob
 
 SHEET_COLUMNS = 6
 SHEET_CELL_PX = 240
+SHEET_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def views_config(preset: str, views: int | None) -> ViewsConfig:
@@ -47,7 +49,7 @@ def render_views(
     allowed = ("synthetic", *(("photo",) if scene.built_in else ()), *scene.query_sets)
     if source not in allowed:
         raise InputError(Fault("--source", "source", source, f"for {scene.name}: {', '.join(allowed)}"))
-    directory.mkdir(parents=True, exist_ok=True)
+    make_folder(directory, "--to")
     slice_ = {"scene": scene.model_dump(mode="json"), "views": views.model_dump(mode="json"), "source": source}
     job = StageJob(StageSpec("views", STAGES["views"][1], slice_), {}, directory.resolve())
 
@@ -57,6 +59,16 @@ def render_views(
         on_event(event)
 
     executor.build_stages([job], heed)
+
+
+def check_sheet(path: Path, dataset: Path) -> None:
+    """Raises InputError unless a contact sheet can be written there once the dataset is made."""
+    folder = path.parent
+    if path.suffix.lower() not in SHEET_SUFFIXES:
+        raise InputError(Fault("--sheet", str(path), f"the suffix '{path.suffix}'", ", ".join(SHEET_SUFFIXES)))
+    if path.is_dir() or not (folder.is_dir() or folder.resolve() == dataset.resolve()):
+        found = "a folder" if path.is_dir() else f"no folder {folder}"
+        raise InputError(Fault("--sheet", str(path), found, "a file in a folder that exists, or in --to"))
 
 
 def contact_sheet(dataset: Path, path: Path, most: int = 48) -> int:

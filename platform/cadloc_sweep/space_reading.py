@@ -74,13 +74,18 @@ class _Reading:
     def _settings(self) -> SpaceSettings:
         """The document's keys; those with faults are left at their defaults so that the others can be looked at."""
         data = self._document.data
-        settings, faults = check(SpaceSettings, data, self._fault)
+        wrong: set[str | int] = set()
+
+        def report(path: KeyPath, found: str, allowed: str, action: str) -> Fault:
+            wrong.update(path[:1])
+            return self._fault(path, found, allowed, action)
+
+        settings, faults = check(SpaceSettings, data, report)
         if settings is not None:
             return settings
         self._faults += faults
         if not isinstance(data, Mapping):
             raise InputError(self._faults)
-        wrong = {fault.key.split(".")[0].split("[")[0] for fault in faults}
         usable = {key: value for key, value in data.items() if key not in wrong}
         settings, faults = check(SpaceSettings, {"name": "unnamed", "scenes": ["gate"], **usable}, self._fault)
         assert settings is not None, faults

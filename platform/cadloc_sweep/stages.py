@@ -7,7 +7,6 @@ same time from building one twice.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from pathlib import Path
 from cadloc.contract import Json, StageSpec, file_digest
 from cadloc_sweep.durable_files import CorruptFile, force_folder, read_sealed, write_sealed
 from cadloc_sweep.executors import StageJob
+from cadloc_sweep.lock import try_lock
 
 MANIFEST = "manifest.json"
 USED = "used"
@@ -243,13 +243,9 @@ def _contents(directory: Path) -> Iterator[tuple[str, int, str]]:
 @contextmanager
 def _file_lock(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     with open(path, "a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                waiting()
-                time.sleep(_LOCK_POLL_S)
+        while not try_lock(file.fileno(), path):
+            waiting()
+            time.sleep(_LOCK_POLL_S)
         yield
 
 

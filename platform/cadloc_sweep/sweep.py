@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from cadloc.config import SceneConfig
 from cadloc_sweep.displays import Display
 from cadloc_sweep.driving import Driver
+from cadloc_sweep.durable_files import make_folder
 from cadloc_sweep.executors import Executor
 from cadloc_sweep.failures import OutOfResources
 from cadloc_sweep.ledger import Ledger
@@ -42,9 +43,10 @@ def run_sweep(
 
     Failed trials are results and stay, unless `retry_failed`. The executor is made only when there is work. The
     first interrupt drains (the outcome says interrupted), a second one kills. Raises SweepLocked, StateCorrupt,
-    OutOfResources, ExecutorUnreachable, and InputError for CAD models that cannot be used.
+    OutOfResources, ExecutorUnreachable, and InputError for CAD models that cannot be used and folders that cannot be
+    written.
     """
-    with _full_disk_told(), SweepLock(paths.lock):
+    with _full_disk_told(), _own(paths, store):
         ledger = Ledger.open(paths, display.note)
         pending = [trial for trial in plan.trials if _is_pending(ledger.results.get(trial.id), retry_failed)]
         driver = Driver(space, plan, paths, store, trackers, display, ledger)
@@ -72,12 +74,20 @@ def _scenes(trials: Sequence[Trial]) -> list[SceneConfig]:
 
 
 def _check_room(paths: SweepPaths, store: StageStore) -> None:
-    store.root.mkdir(parents=True, exist_ok=True)
     for folder in (paths.directory, store.root):
         free = shutil.disk_usage(folder).free
         if free < _LEAST_FREE_BYTES:
             needed = _LEAST_FREE_BYTES // 1_000_000
             raise OutOfResources(f"{folder}: {free // 1_000_000} MB free; at least {needed} MB are needed to start")
+
+
+@contextmanager
+def _own(paths: SweepPaths, store: StageStore) -> Iterator[None]:
+    """Results and stages have their folders, and nobody else drives this sweep."""
+    make_folder(paths.directory, "--out")
+    make_folder(store.root, "--store")
+    with SweepLock(paths.lock):
+        yield
 
 
 @contextmanager

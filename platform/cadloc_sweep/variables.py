@@ -52,7 +52,8 @@ class Variables:
         """Faults of values that no file asked for; `known` are the keys that could have been meant."""
         for name in self.values:
             if name not in self.used:
-                allowed = f"a key of the space ({', '.join(known)}) or a variable that a file uses"
+                keys = f"a key of the space ({', '.join(known)}) or " if known else ""
+                allowed = f"{keys}a variable that a file uses"
                 yield Fault(
                     "--set", name, "a name that nothing uses", allowed, did_you_mean(name, [*known, *self.used])
                 )

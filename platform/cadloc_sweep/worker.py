@@ -18,7 +18,7 @@ from pathlib import Path
 
 from cadloc.catalog import trainable
 from cadloc.contract import CadlocError, Progress, TrialContext
-from cadloc_sweep.durable_files import write_json
+from cadloc_sweep.durable_files import CorruptFile, write_json
 from cadloc_sweep.executors import TrialTask
 from cadloc_sweep.ledger import read_result, write_result
 from cadloc_sweep.trials import TrialPaths, TrialResult, TrialStatus
@@ -70,9 +70,13 @@ def trial_steps(task: TrialTask) -> Generator[Progress, None, TrialResult]:
     """A trial, step by step: yields as its trainable does and returns the result, which is then on disk.
 
     An error of the trial is a result (`failed`), never an exception. Closing the generator ends the trial as
-    `interrupted`; the next run takes it up from its last checkpoint.
+    `interrupted`; the next run takes it up from its last checkpoint. A finished result that stands there already
+    is returned as it is: the worker that wrote it died before it could tell.
     """
     attempt = _Attempt(task)
+    finished = attempt.finished_before()
+    if finished is not None:
+        return finished
     try:
         attempt.begin()
         yield from attempt.steps()
@@ -87,9 +91,12 @@ def trial_steps(task: TrialTask) -> Generator[Progress, None, TrialResult]:
 def lost_result(task: TrialTask, reason: str, status: TrialStatus = "failed", trace: str | None = None) -> TrialResult:
     """The result of a trial that no worker ends: its worker was killed, the scheduler ended it, or a stage failed.
 
-    Metrics are those of its last recorded progress.
+    Metrics are those of its last recorded progress. Where its worker has written that it finished, that stands.
     """
     attempt = _Attempt(task)
+    finished = attempt.finished_before()
+    if finished is not None:
+        return finished
     attempt.metrics = _last_metrics(attempt.paths.history)
     if not attempt.paths.config.is_file():
         attempt.begin()
@@ -106,6 +113,15 @@ class _Attempt:
         self._stages = task.stages
         self._started = time.time()
         self._clock = time.perf_counter()
+
+    def finished_before(self) -> TrialResult | None:
+        """The result of an earlier attempt that finished, if there was one; failed ones are run again."""
+        with suppress(FileNotFoundError, NotADirectoryError, CorruptFile):
+            result = read_result(self.paths)
+            if result.status == "finished":
+                self._forget_checkpoint()
+                return result
+        return None
 
     def begin(self) -> None:
         """A fresh directory gets its `config.json`; an earlier, unfinished attempt's result goes."""
@@ -160,7 +176,14 @@ class _Attempt:
         except OSError:
             if not out_of_disk:
                 raise
+        if status == "finished":
+            self._forget_checkpoint()
         return result
+
+    def _forget_checkpoint(self) -> None:
+        """After the result is on disk, not before: whoever is killed in between must not train from the start."""
+        with suppress(OSError):  # one that stays takes room and does no harm
+            self.paths.checkpoint.unlink(missing_ok=True)
 
     def _record(self, progress: Progress, first: bool) -> None:
         broken = [name for name, value in progress.metrics.items() if not math.isfinite(value)]

@@ -14,6 +14,7 @@ import pytest
 
 from cadloc_sweep.cli import run_command
 from cadloc_sweep.lock import SweepLock
+from cadloc_sweep.running import program
 from cadloc_sweep.trials import SweepPaths
 
 TOYS = Path(__file__).resolve().parents[1] / "sweep"
@@ -113,11 +114,24 @@ def test_every_other_view_of_a_sweep(space: Path, capsys: pytest.CaptureFixture[
         (["run", "toys.yaml", "--flag"], "--flag"),
         (["report", "nowhere"], "nowhere"),
         (["ui", "--out", "nowhere"], "mlflow.db"),
+        (["run", "toys.yaml", "--out", "toys.yaml"], "--out"),
+        (["run", "toys.yaml", "--store", "toys.yaml"], "--store"),
+        (["run", "toys.yaml", "--executor", "inline", "--cpus", "2"], "--cpus"),
+        (["run", "toys.yaml", "--executor", "inline", "--address", "auto"], "--address"),
+        (["run", "toys.yaml", "--address", "127.0.0.1:1", "--gpus", "1"], "--gpus"),
+        (["localize", "nothing.jpg", "--map", ".", "--focal-px", "500", "--intrinsics", "k.txt"], "--focal-px"),
+        (["render", "gate", "--to", "new", "--cpus", "2"], "--cpus"),
+        (["render", "gate", "--to", "toys.yaml"], "--to"),
+        (["render", "gate", "--to", "toys.yaml/new"], "--to"),
+        (["render", "gate", "--to", "new", "--sheet", "sheet.txt"], "'.txt'"),
+        (["render", "gate", "--to", "new", "--sheet", "nowhere/sheet.png"], "nowhere"),
+        (["render", "gate", "--to", "new", "--set", "hight=3"], "hight"),
         (["localize", "nothing.jpg", "--map", "."], "nothing.jpg"),
         (["render", "gate", "--to", "new", "--source", "nope"], "synthetic, photo"),
         (["render", "gate", "--to", "new", "--preset", "nope"], "quick"),
         (["cad", "inspect", "nothing.glb"], "nothing.glb"),
         (["cad", "inspect", "nothing.glb", "--units", "furlong"], "furlong"),
+        (["encoder", "pretrain", "--out", "toys.yaml"], "--out"),
         (["encoder", "pretrain", "--out", "new", "--config", "nothing.yaml"], "nothing.yaml"),
     ],
 )
@@ -130,6 +144,7 @@ def test_bad_input_is_exit_code_2_and_a_message(
     assert told in printed.err
     assert "Traceback" not in printed.err
     assert not Path("sweeps/toys/trials").exists()
+    assert not Path("new").exists()
 
 
 def test_failed_trials_are_exit_code_3_and_can_be_retried(space: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,6 +193,20 @@ def test_an_error_nobody_foresaw_is_one_line_and_a_file(space: Path) -> None:
     file = Path(ended.stderr.strip().rsplit(" ", 1)[-1])
     assert "Traceback" in file.read_text()
     file.unlink()
+
+
+def test_the_next_command_is_called_like_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By name where the shell finds the program by its name, else by the path that was typed."""
+    program_file = tmp_path / "cadloc-sweep"
+    program_file.write_text("")
+    program_file.chmod(0o755)
+    monkeypatch.setattr(sys, "argv", [str(program_file)])
+    monkeypatch.setenv("PATH", "")
+    assert program() == str(program_file)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert program() == "cadloc-sweep"
+    monkeypatch.setattr(sys, "argv", ["-c"])
+    assert program() == "cadloc-sweep"
 
 
 def test_help_loads_nothing_heavy(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cadloc.contract import InputError
 from cadloc_sweep.durable_files import CorruptFile, append_sealed, read_sealed, sealed, unsealed, write_sealed
 from cadloc_sweep.failures import StateCorrupt, SweepLocked
 from cadloc_sweep.ledger import Ledger, read_results
@@ -54,6 +56,15 @@ def test_a_ledger_cut_off_anywhere_loses_no_result(toys: ToySweep, eighth: int) 
     again = toys.run("repeats=1", "scenes=[gate]")
     assert (again.results, again.run_now) == (before, 0)
     assert Ledger.open(toys.paths, pytest.fail).last_statuses() == dict.fromkeys(before, "finished")
+
+
+def test_a_last_line_without_its_end_is_damage(toys: ToySweep) -> None:
+    """A ledger that lacks its last newline only is put right: what is appended next is a line of its own."""
+    toys.run("repeats=1", "scenes=[gate]")
+    toys.paths.ledger.write_bytes(toys.paths.ledger.read_bytes()[:-1])
+    assert toys.run("repeats=2", "scenes=[gate]").run_now == 2
+    assert any("1 damaged" in note for note in toys.display.notes)
+    assert len(Ledger.open(toys.paths, pytest.fail).last_statuses()) == 4
 
 
 @pytest.mark.parametrize("eighth", EIGHTHS)
@@ -164,6 +175,28 @@ def test_a_dead_drivers_lock_is_taken_over(tmp_path: Path) -> None:
         lock.write_text(json.dumps(owner))
         with SweepLock(lock):
             pass
+
+
+def test_a_lock_of_another_machine_counts(tmp_path: Path) -> None:
+    """Whether its process lives cannot be seen from here: the message names the machine and the file to delete."""
+    lock = tmp_path / "lock"
+    lock.write_text(json.dumps({"pid": 2**22 + 1, "host": "elsewhere"}))
+    with pytest.raises(SweepLocked, match=f"{lock}.*elsewhere.*delete this file"), SweepLock(lock):
+        pass
+    lock.unlink()
+    with SweepLock(lock):
+        pass
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernel cannot lock, that is what is said, and not that somebody holds the lock."""
+
+    def unsupported(handle: int, kind: int) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with pytest.raises(InputError, match="without file locks"), SweepLock(tmp_path / "lock"):
+        pass
 
 
 def test_a_living_process_is_believed_without_a_kernel_lock(tmp_path: Path) -> None:

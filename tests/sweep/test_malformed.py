@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from cadloc_sweep.spaces import load_space
 HEAD = "name: bad\nscenes: [gate]\n"
 SCENE = "name: hut\ncad: {path: hut.glb, up: z, units: m}\n"
 LOSSES = "factors:\n  loss:\n    - {name: reprojection}\n    - {name: coordinate}\n"
+RATES = "factors:\n  training.learning_rate: [0.1, 0.2]\n"
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ SPACES = [
     Malformed("no name", "name", "scenes: [gate]\n"),
     Malformed("name with a slash", "name", "name: a/b\nscenes: [gate]\n", line=1),
     Malformed("wrong key", "repeets", HEAD + "repeets: 3\n", line=3),
+    Malformed("dotted key of the file", "trial.preset", HEAD + "trial.preset: quick\n", line=3),
+    Malformed("empty key", "the whole file", HEAD + "'': quick\n", line=3),
     Malformed("wrong type", "repeats", HEAD + "repeats: many\n", line=3),
     Malformed("no repeats", "repeats", HEAD + "repeats: 0\n"),
     Malformed("a word for a number", "repeats", HEAD + "repeats: '3'\n"),
@@ -88,6 +93,12 @@ SPACES = [
               HEAD + "factors: {loss: [{name: coordinate}]}\ndesign: leave_one_out\n"),
     Malformed("baseline of an unknown factor", "baseline.los", HEAD + LOSSES + "baseline: {los: coordinate}\n"),
     Malformed("baseline of an unknown value", "baseline.loss", HEAD + LOSSES + "baseline: {loss: switching}\n"),
+    Malformed("baseline that is no number", "baseline.training.learning_rate",
+              HEAD + RATES + "baseline: {training.learning_rate: .nan}\n", line=5),
+    Malformed("condition that is no number", "factors.training.batch_size.when.training.learning_rate",
+              HEAD + RATES + "  training.batch_size: {values: [64], when: {training.learning_rate: .inf}}\n"),
+    Malformed("value that is no number", "factors.training.learning_rate[1]",
+              HEAD + RATES.replace("0.2", ".nan")),
     Malformed("objective nobody reports", "objective.metric",
               HEAD + "objective: {metric: test/synthetic/translation_error_m}\n", line=3),
     Malformed("objective on another query set", "objective.metric",
@@ -182,6 +193,22 @@ def test_a_bad_model_is_told_by_its_name(name: str, tmp_path: Path) -> None:
     (fault,) = caught.value.faults
     assert name in str(fault)
     assert fault.key == MODELS[name]
+
+
+def test_the_command_line_refuses_before_ray_is_loaded(tmp_path: Path) -> None:
+    """`run` answers 2 to a malformed space, in a process that has not imported ray."""
+    (tmp_path / "hut.yaml").write_text(SCENE)
+    cases = [case for case in SPACES if case.file == "bad.yaml"][::8]
+    for number, case in enumerate(cases):
+        (tmp_path / f"{number}.yaml").write_text(case.space)
+    code = (
+        "import sys; from cadloc_sweep.cli import run_command\n"
+        "print([int(run_command(['run', f'{n}.yaml'])) for n in range(int(sys.argv[1]))], 'ray' in sys.modules)\n"
+    )
+    command = [sys.executable, "-c", code, str(len(cases))]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=tmp_path)
+    assert ended.stdout.strip() == f"{[2] * len(cases)} False", ended.stderr
+    assert not (tmp_path / "sweeps").exists()
 
 
 def test_several_mistakes_are_told_together(tmp_path: Path) -> None:

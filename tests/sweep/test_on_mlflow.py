@@ -17,12 +17,14 @@ from cadloc_sweep.executors.inline import InlineExecutor  # noqa: E402 -- after 
 from cadloc_sweep.failures import ExitCode  # noqa: E402
 from cadloc_sweep.outcomes import Outcome  # noqa: E402
 from cadloc_sweep.trackers.on_mlflow import MlflowTracker  # noqa: E402
+from cadloc_sweep.trackers.own_store import without_password  # noqa: E402
 from cadloc_sweep.worker import read_history  # noqa: E402
 
 if TYPE_CHECKING:
     from conftest import ToySweep
 
 VALIDATION = "validation/synthetic/translation_error_median_m"
+METRIC = "test/synthetic/translation_error_median_m"
 ONE_SCENE = ("repeats=1",)
 
 
@@ -49,6 +51,23 @@ def curve(toys: ToySweep, run: Any, metric: str = VALIDATION) -> list[tuple[int,
     """(step, value) of a metric, in order."""
     client = mlflow.MlflowClient(f"sqlite:///{toys.paths.mlflow_database}")
     return [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, metric)]
+
+
+class DrainingAfter(InlineExecutor):
+    """Drains itself after some progresses."""
+
+    def __init__(self, left: int) -> None:
+        super().__init__()
+        self._left = left
+
+    def run_trials(self, tasks: Any, on_event: Any) -> None:
+        def heard(event: Any) -> None:
+            on_event(event)
+            self._left -= event.kind == "progress"
+            if event.kind == "progress" and self._left == 0:
+                self.drain()
+
+        super().run_trials(tasks, heard)
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +100,10 @@ def test_every_trial_is_one_run_with_all_it_should_have(toys: ToySweep) -> None:
         assert tags.items() <= run.data.tags.items()
         assert run.data.params["training.learning_rate"] == str(trial.config.training.learning_rate)
         assert run.data.params["loss.name"] == "reprojection"
-        wanted = [(item.step, item.metrics[VALIDATION]) for item in read_history(paths.history)]
-        assert curve(toys, run) == wanted
+        *validations, end = read_history(paths.history)
+        assert curve(toys, run) == [(item.step, item.metrics[VALIDATION]) for item in validations]
+        assert curve(toys, run, METRIC) == [(end.step, end.metrics[METRIC])]
+        assert curve(toys, run, "train/loss") == [(item.step, item.metrics["train/loss"]) for item in validations]
         files = {path.name for path in Path(run.info.artifact_uri.removeprefix("file://")).iterdir()}
         assert {"config.json", "result.json", "history.jsonl"} <= files
 
@@ -109,18 +130,8 @@ def test_running_again_adds_nothing(toys: ToySweep) -> None:
 
 def test_an_interrupted_trial_keeps_its_run(toys: ToySweep) -> None:
     """A trial taken up again goes on in the same run, and no step stands there twice."""
-
-    class Draining(InlineExecutor):
-        def run_trials(self, tasks: Any, on_event: Any) -> None:
-            def heard(event: Any) -> None:
-                on_event(event)
-                if event.kind == "progress" and event.progress.step == 2:
-                    self.drain()
-
-            super().run_trials(tasks, heard)
-
     settings = (*ONE_SCENE, "trial.training.iterations=4")
-    tracked(toys, *settings, make_executor=Draining)
+    tracked(toys, *settings, make_executor=lambda: DrainingAfter(2))
     killed = [run for run in runs_of(toys) if run.info.status == "KILLED" and "cadloc.trial" in run.data.tags]
     assert [step for step, _ in curve(toys, killed[0])] == [1, 2]
     tracked(toys, *settings)
@@ -129,6 +140,52 @@ def test_an_interrupted_trial_keeps_its_run(toys: ToySweep) -> None:
     assert sorted(run.data.tags["cadloc.trial"] for run in runs) == ids
     assert all([step for step, _ in curve(toys, run)] == [1, 2, 3, 4] for run in runs)
     assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+@pytest.mark.parametrize("after", [4, 5])
+def test_the_last_progress_is_sent_once_whenever_it_was_interrupted(toys: ToySweep, after: int) -> None:
+    """Interrupted after the last validation, or before the next trial, each test metric stands there once."""
+    settings = (*ONE_SCENE, "trial.training.iterations=4")
+    tracked(toys, *settings, make_executor=lambda: DrainingAfter(after))
+    tracked(toys, *settings)
+    runs = [run for run in runs_of(toys) if "cadloc.trial" in run.data.tags]
+    for metric, steps in {METRIC: [4], VALIDATION: [1, 2, 3, 4], "train/loss": [1, 2, 3, 4]}.items():
+        assert all([step for step, _ in curve(toys, run, metric)] == steps for run in runs), metric
+
+
+def test_a_run_made_by_a_call_that_failed_is_found(toys: ToySweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the server makes a run and its answer is lost, the next try finds it: one run per trial, one parent."""
+    client = mlflow.MlflowClient
+    create, lost = client.create_run, [0, 2]  # the parent's answer, and a trial's
+
+    def forgetful(self: Any, *given: Any, **named: Any) -> Any:
+        made = create(self, *given, **named)
+        calls[0] += 1
+        if calls[0] - 1 in lost:
+            raise ConnectionError("the answer was lost")
+        return made
+
+    calls = [0]
+    monkeypatch.setattr(client, "create_run", forgetful)
+    monkeypatch.setattr("cadloc_sweep.trackers.on_mlflow.QUIET_AFTER_FAILURE_S", 0.0)
+    tracked(toys, *ONE_SCENE)
+    kinds = [(run.data.tags["cadloc.kind"], run.data.tags.get("cadloc.trial")) for run in runs_of(toys)]
+    assert len(kinds) == len(set(kinds)) == 5
+    assert all([step for step, _ in curve(toys, run)] in ([], [1, 2, 3]) for run in runs_of(toys))
+
+
+def test_no_password_is_printed() -> None:
+    """User and password of every URL in a text are left out, whatever they are made of; paths stay."""
+    text = "postgresql://me:p@ss:w@host:5/db and http://me@host/a@b, not sqlite:////tmp/a@b.db"
+    assert without_password(text) == "postgresql://host:5/db and http://host/a@b, not sqlite:////tmp/a@b.db"
+
+
+def test_a_spoiled_database_does_not_end_the_sweep(toys: ToySweep) -> None:
+    """A file that is no database costs the runs in MLflow, not the sweep."""
+    toys.paths.mlflow_database.write_bytes(b"no database" * 100)
+    notes: list[str] = []
+    assert tracked(toys, *ONE_SCENE, notes=notes).exit_code is ExitCode.FINISHED
+    assert any("unreachable" in note for note in notes)
 
 
 def test_a_failed_trial_is_a_failed_run_with_its_error(toys: ToySweep) -> None:

@@ -27,6 +27,7 @@ from cadloc_sweep.worker import read_history
 if TYPE_CHECKING:
     from conftest import ToySweep
 
+STEPS = [(1, False), (2, False), (3, False)]
 TROUBLE = "trial.training.weight_decay=0.5"
 
 
@@ -69,8 +70,9 @@ def test_a_sweep_finishes_and_leaves_everything_behind(toys: ToySweep) -> None:
     for trial in toys.plan().trials:
         paths = toys.paths.trial(trial.id)
         assert trial_from_file(paths) == trial
-        assert [progress.step for progress in read_history(paths.history)] == [1, 2, 3]
-        assert outcome.results[trial.id].metrics == read_history(paths.history)[-1].metrics
+        history = read_history(paths.history)
+        assert [(progress.step, progress.finished) for progress in history] == [*STEPS, (3, True)]
+        assert outcome.results[trial.id].metrics == {**history[-2].metrics, **history[-1].metrics}
     plan = json.loads(toys.paths.plan.read_text())
     assert [trial["id"] for trial in plan["trials"]] == [trial.id for trial in toys.plan().trials]
     assert toys.paths.space.read_text().startswith("# Does the platform work?\n")
@@ -156,7 +158,8 @@ def test_a_drained_sweep_goes_on_where_it_stood(toys: ToySweep) -> None:
     assert len(executor.trials) == 7
     assert {key: result.metrics for key, result in finished.results.items()} == expected
     for key in finished.results:
-        assert [p.step for p in read_history(toys.paths.trial(key).history)] == [1, 2, 3]
+        history = read_history(toys.paths.trial(key).history)
+        assert [(progress.step, progress.finished) for progress in history] == [*STEPS, (3, True)]
 
 
 def test_an_interrupt_drains(toys: ToySweep) -> None:
@@ -260,6 +263,19 @@ def test_no_room_means_no_start(toys: ToySweep, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(OutOfResources):
         toys.run()
     assert not toys.paths.trials.exists()
+
+
+def test_the_end_is_told_when_the_place_breaks_down(toys: ToySweep) -> None:
+    """Trackers hear that the sweep has ended also when an error ends it."""
+
+    def nowhere() -> InlineExecutor:
+        raise OutOfResources("no such place")
+
+    tracker = JsonlTracker(toys.folder / "events.jsonl", pytest.fail)
+    with pytest.raises(OutOfResources, match="no such place"):
+        toys.run(trackers=[tracker], make_executor=nowhere)
+    events = [json.loads(line)["event"] for line in (toys.folder / "events.jsonl").read_text().splitlines()]
+    assert events == ["sweep_started", "sweep_ended"]
 
 
 def test_two_sweeps_share_their_stages(toys: ToySweep) -> None:

@@ -13,6 +13,7 @@ from trimesh.visual import TextureVisuals
 from trimesh.visual.material import PBRMaterial, SimpleMaterial
 
 from cadloc.cad import inspect_cad, load_cad, model_from_meshes
+from cadloc.cad_files import missing_files, referenced_files
 from cadloc.cad_reading import FORMATS, UNITLESS_FORMATS
 from cadloc.config import CadConfig
 from cadloc.contract import InputError
@@ -296,3 +297,17 @@ def test_real_models_load(shared_data):
         assert 50 < model.diameter_m < 200
         assert sum(looks(surface).image.size > 4 for surface in model.surfaces) > 5
         assert not model.warnings
+
+
+def test_a_texture_that_is_missing_far_away_is_a_warning(tmp_path: Path) -> None:
+    """An absolute texture path of the author's own machine, and a name with blanks, are told and change nothing."""
+    mesh = box(textured=True)
+    mesh.export(tmp_path / "house.obj")
+    Image.new("RGB", (4, 4)).save(tmp_path / "brick wall.png")
+    material = "newmtl material_0\nmap_Kd {}\n"
+    (tmp_path / "material.mtl").write_text(material.format("/home/somebody/textures/brick.png"))
+    model = load_cad(config(tmp_path / "house.obj", "m"))
+    assert any("brick.png" in warning for warning in model.warnings)
+    (tmp_path / "material.mtl").write_text(material.format("brick wall.png"))
+    assert missing_files(tmp_path / "house.obj") == ()
+    assert tmp_path / "brick wall.png" in referenced_files(tmp_path / "house.obj")

@@ -264,10 +264,10 @@ def test_changed_files_are_noticed(tmp_path: Path) -> None:
 
 
 def test_depth_step() -> None:
-    """Depth is stored in millimetres where 16 bits reach, else in the next round step; beyond 32 km not at all."""
+    """Depth is stored in millimetres where 16 bits reach, else in the next round step; beyond 655 km not at all."""
     assert [depth_step_m(far) for far in (10, 65.535, 66, 300)] == [0.001, 0.001, 0.002, 0.005]
     with pytest.raises(ValueError, match="does not fit"):
-        depth_step_m(40_000)
+        depth_step_m(700_000)
 
 
 def test_depth_that_does_not_fit_is_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from cadloc.contract import InputError
 from cadloc.encoders.small import SmallFeatures
 from cadloc.geometry import Array, cell_pixels, inverse, pinhole, project, rigid, transform_points
 from cadloc.pretraining import (
@@ -214,7 +215,7 @@ def test_pretraining_renders_trains_and_leaves_an_encoder(tmp_path: Path) -> Non
     first = (tmp_path / "small.safetensors").read_bytes()
     assert pretrain(TINY, tmp_path) == card
     assert (tmp_path / "small.safetensors").read_bytes() == first
-    with pytest.raises(ValueError, match="another configuration"):
+    with pytest.raises(InputError, match="another configuration"):
         pretrain(TINY.model_copy(update={"seed": 1}), tmp_path)
 
 

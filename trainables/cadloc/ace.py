@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -25,10 +24,10 @@ from cadloc.geometry import Array, cell_pixels
 from cadloc.heads import build as build_head
 from cadloc.heads.head import Head
 from cadloc.localization import Estimate, localize
-from cadloc.losses import phase_at
+from cadloc.losses import YARDSTICKS
 from cadloc.queries import Queries
 from cadloc.samples import Samples
-from cadloc.training import CHECKPOINT, Training, mean_loss
+from cadloc.training import Training, mean_loss
 
 
 def train(config: TrialConfig, context: TrialContext) -> Iterator[Progress]:
@@ -37,7 +36,7 @@ def train(config: TrialConfig, context: TrialContext) -> Iterator[Progress]:
     Yields the validation's metrics at every milestone and, at the end, the test's. Leaves map, poses, history
     and figures in `context.directory`; started there again, it resumes from its last checkpoint.
     """
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    torch.set_num_threads(1)  # the same bits whoever runs it; more cores run more trials
     samples = Samples.from_buffer(Buffer.open(context.stages["buffer"]), context.device)
     head = build_head(config.head, samples.dimensions, config.seed).to(context.device)
     training = Training(head, samples, config, context.directory)
@@ -55,9 +54,8 @@ def train(config: TrialConfig, context: TrialContext) -> Iterator[Progress]:
         )
 
     def validate(head: Head) -> Mapping[str, float]:
-        progress = training.progression.step / config.training.iterations
-        loss = mean_loss(head, validation_samples, phase_at(config.loss, progress))
-        return _named("validation/synthetic", {"loss": loss, **test(validation).metrics})
+        losses = {f"loss_{phase.unit}": mean_loss(head, validation_samples, phase) for phase in YARDSTICKS}
+        return _named("validation/synthetic", {**losses, **test(validation).metrics})
 
     for row in training.run(validate):
         yield _progress(training, row)
@@ -74,7 +72,6 @@ def train(config: TrialConfig, context: TrialContext) -> Iterator[Progress]:
         metrics |= _named(f"test/{name}", evaluation.metrics)
         metrics[f"time/{name}/localization_median_s"] = evaluation.localization_median_s
     draw_curves(context.directory / "figures" / "curves.png", training.progression.history)
-    (context.directory / CHECKPOINT).unlink(missing_ok=True)
     yield _progress(training, metrics, finished=True)
 
 
@@ -107,7 +104,7 @@ def localize_image(map_path: Path, image: NDArray[np.uint8], intrinsics: Array, 
 
 def _progress(training: Training, metrics: Mapping[str, float], finished: bool = False) -> Progress:
     last = training.progression.history[-1]
-    kept = {name: last[name] for name in ("train/loss", "train/samples_seen", "time/training_s")}
+    kept = {name: value for name, value in last.items() if name.startswith(("train/", "time/"))}
     named = {name: value for name, value in metrics.items() if name != "step"}
     return Progress(training.progression.step, int(last["train/samples_seen"]), {**kept, **named}, finished)
 

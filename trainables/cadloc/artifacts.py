@@ -34,7 +34,7 @@ class SceneMap:
     """A trained head with all that a photograph needs to be localized by it.
 
     `image_size_px` is the (width, height) of the views it was trained on; `origin_m` (3,) is what was subtracted
-    from the CAD model's own coordinates, so `cad` point + origin is the point of the file.
+    from the CAD model's coordinates once they were in metres and z up.
     """
 
     head: Head

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from urllib.parse import unquote
@@ -15,13 +16,13 @@ def referenced_files(path: Path) -> tuple[Path, ...]:
 
 def missing_files(path: Path) -> tuple[str, ...]:
     """Names of files that the model names but that are not there, relative to the model's folder."""
-    return tuple(str(place.relative_to(path.parent)) for place in _named_places(path) if not place.is_file())
+    return tuple(os.path.relpath(place, path.parent) for place in _named_places(path) if not place.is_file())
 
 
 def _named_places(path: Path) -> tuple[Path, ...]:
     try:
         names = _NAMES.get(path.suffix.lower(), lambda _: [])(path)
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError, TypeError):
         return ()  # unreadable files are reported where the model itself is read
     return tuple(sorted({path.parent / name.strip() for name in names if name.strip()}))
 
@@ -39,7 +40,12 @@ def _obj(path: Path) -> list[str]:
 
 def _mtl(path: Path) -> list[str]:
     lines = re.findall(r"^\s*(?:map_\w+|bump)\s+(.+)$", path.read_text(errors="replace"), re.MULTILINE | re.IGNORECASE)
-    return [line.split()[-1] for line in lines]
+    return [_texture_name(line.strip(), path.parent) for line in lines]
+
+
+def _texture_name(line: str, folder: Path) -> str:
+    """The whole of it where that is a file, as names may hold blanks; else what follows the last option."""
+    return line if (folder / line).is_file() or not line.startswith("-") else line.split()[-1]
 
 
 def _gltf(path: Path) -> list[str]:

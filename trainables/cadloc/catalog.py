@@ -106,14 +106,18 @@ def reported_metrics(config: TrialConfig) -> frozenset[str] | None:
         module = importlib.import_module(config.trainable.split(":", 1)[0])
         return frozenset(module.reported_metrics(config)) if hasattr(module, "reported_metrics") else None
     tests = {f"test/{name}/{metric}" for name in test_sets(config) for metric in POSE_METRICS}
-    validations = {f"validation/synthetic/{metric}" for metric in (*POSE_METRICS, "loss")}
+    validations = {f"validation/synthetic/{metric}" for metric in (*POSE_METRICS, "loss_m", "loss_px")}
     times = {"time/training_s", *(f"time/{name}/localization_median_s" for name in test_sets(config))}
-    return frozenset({"train/loss", "train/own_loss", "train/samples_seen", *times, *tests, *validations})
+    training = {f"train/{name}" for name in ("loss_m", "loss_px", "own_loss", "samples_seen")}
+    return frozenset({*training, *times, *tests, *validations})
 
 
 def _views(config: TrialConfig, name: str) -> StageSpec:
-    slice_ = {"scene": _dump(config.scene), "views": _dump(config.views), "source": name}
-    return _stage("views", slice_, {}, _scene_files(config.scene))
+    # Only the query set that is rendered: another one added to the scene leaves these views as they are.
+    sets = {key: value for key, value in config.scene.query_sets.items() if key == name}
+    scene = config.scene.model_copy(update={"query_sets": sets})
+    slice_ = {"scene": _dump(scene), "views": _dump(config.views), "source": name}
+    return _stage("views", slice_, {}, _scene_files(scene))
 
 
 def _queries(config: TrialConfig, views: StageSpec, split: str) -> StageSpec:

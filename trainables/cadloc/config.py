@@ -20,6 +20,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Degrees = Annotated[float, Field(ge=0, le=180)]
 Azimuth = Annotated[float, Field(ge=-360, le=360)]
+Scale = Annotated[float, Field(ge=0.1, le=4)]
 JpegQuality = Annotated[int, Field(ge=20, le=100)]
 
 
@@ -209,7 +210,7 @@ EncoderConfig: TypeAlias = Annotated[AceEncoder | SmallEncoder | DenseHog, Field
 class AugmentationConfig(Settings):
     """Applied to whole images before encoding, anew in every pass (ACE, supplement)."""
 
-    scale: tuple[Positive, Positive] = (0.667, 1.5)
+    scale: Annotated[tuple[Scale, Scale], Ascending] = (0.667, 1.5)
     rotation_deg: Degrees = 15.0
     brightness: Fraction = 0.1
     contrast: Fraction = 0.1
@@ -219,6 +220,7 @@ class BufferConfig(Settings):
     """Training samples: features of cells that see the model, encoded once and shared by all trials."""
 
     samples: Count = 1_000_000
+    """At most: a view gives no more than the cells in which it sees the model."""
     passes: Count = 2
     """How often every mapping view is encoded, each time with fresh augmentation; the first pass is plain."""
     augmentation: AugmentationConfig = AugmentationConfig()
@@ -305,6 +307,7 @@ class LocalizationConfig(Settings):
     """Inlier threshold for an image of 480 px short side; scaled with the image."""
     max_iterations: Count = 10_000
     min_iterations: Count = 1_000
+    """PoseLib's; OpenCV's solver has no such setting, and a fixed seed of its own."""
     max_cells: Annotated[int, Field(ge=4)] = 5_000
 
 
@@ -324,6 +327,14 @@ class TrialConfig(Settings):
     training: TrainingConfig = TrainingConfig()
     localization: LocalizationConfig = LocalizationConfig()
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _buffer_suffices(self) -> TrialConfig:
+        wanted = {"training.batch_size": self.training.batch_size, "head.anchors": getattr(self.head, "anchors", 0)}
+        for key, number in wanted.items():
+            if number > self.buffer.samples:
+                raise ValueError(f"{key} = {number} is more than buffer.samples = {self.buffer.samples}")
+        return self
 
 
 # --- presets ----------------------------------------------------------------------------------------------

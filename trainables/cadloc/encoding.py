@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from cadloc.augmentation import sample_depth_m
 from cadloc.config import EncoderConfig
 from cadloc.datasets.ace_layout import View
-from cadloc.encoders import Encoder, build, fastest_device
+from cadloc.encoders import Encoder, build
 from cadloc.encoders.images import STRIDE
 from cadloc.geometry import Array
 
@@ -33,9 +33,13 @@ def encode_image(encoder: Encoder, image: NDArray[np.uint8]) -> NDArray[np.float
 
 @lru_cache(maxsize=2)
 def process_encoder(config: str) -> Encoder:
-    """The encoder of a canonical JSON configuration, built once per process, on the fastest device."""
+    """The encoder of a canonical JSON configuration, built once per process.
+
+    Always on the CPU and on one thread: a stage is shared by all who ask for it, so it may not depend on who made it.
+    """
+    torch.set_num_threads(1)
     adapter: TypeAdapter[Any] = TypeAdapter(EncoderConfig)
-    return build(adapter.validate_json(config), fastest_device())
+    return build(adapter.validate_json(config))
 
 
 def image_depth_m(view: View, pixels: Array) -> Array:

@@ -34,8 +34,9 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     loss, translation, rotation = figure.subplots(1, 3)
     prefix = "validation/synthetic"
-    _curve(loss, seen, history, "train/loss", "training")
-    _curve(loss, seen, history, f"{prefix}/loss", "validation")
+    for unit in ("m", "px"):
+        _curve(loss, seen, history, f"train/loss_{unit}", f"training, {unit}")
+        _curve(loss, seen, history, f"{prefix}/loss_{unit}", f"validation, {unit}")
     _curve(translation, seen, history, f"{prefix}/translation_error_median_m", "translation, m")
     _curve(translation, seen, history, f"{prefix}/scene_coordinate_error_median_m", "scene coordinate, m")
     _curve(rotation, seen, history, f"{prefix}/rotation_error_median_deg", "rotation, deg")
@@ -77,7 +78,9 @@ def draw_queries(
 
 
 def _curve(axes: Axes, seen: Sequence[float], history: Sequence[Mapping[str, float]], name: str, label: str) -> None:
-    axes.plot(seen, [row[name] for row in history], marker="o", markersize=3, label=label)
+    points = [(samples, row[name]) for samples, row in zip(seen, history, strict=True) if name in row]
+    if points:
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
 
 
 def _coloured(points: NDArray[np.float32], bounds: Array, known: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -3,8 +3,8 @@
 * A rigid transform is `dst_from_src`: 4×4 float64; neighbours cancel: `cad_from_cam @ cam_from_part`.
   `cad` is the world: the CAD model's own axes, z up, in metres. Translations are metres.
 * `cam` is OpenCV: x right, y down, z forward. OpenGL's camera axes exist only in `cadloc.rendering`.
-* A pixel is `(u, v)`; the centre of the first pixel is (0.5, 0.5). Feature cell `(i, j)` (column, row) of
-  stride 8 looks at `(8(i + .5), 8(j + .5))`.
+* A pixel is `(u, v)`; the centre of the first pixel is (0.5, 0.5). Feature cell `(i, j)` (row, column) of
+  stride 8 looks at `(8(j + .5), 8(i + .5))`.
 * Intrinsics are a full pinhole matrix [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels, one per image.
 * Leading axes broadcast: points are (..., 3), pixels (..., 2), transforms (..., 4, 4).
 """

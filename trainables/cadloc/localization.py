@@ -103,7 +103,7 @@ def _solve(
         case "poselib":
             cam_from_cad = _solve_poselib(points, pixels, K, size_px, threshold_px, config, seed)
         case "opencv":
-            cam_from_cad = _solve_opencv(points, pixels, K, threshold_px, config, seed)
+            cam_from_cad = _solve_opencv(points, pixels, K, threshold_px, config)
         case _:
             assert_never(config.solver)
     return cam_from_cad if cam_from_cad is not None and np.isfinite(cam_from_cad).all() else None
@@ -135,9 +135,8 @@ def _solve_poselib(
 
 
 def _solve_opencv(
-    points: Array, pixels: Array, K: Array, threshold_px: float, config: LocalizationConfig, seed: int
+    points: Array, pixels: Array, K: Array, threshold_px: float, config: LocalizationConfig
 ) -> Array | None:
-    cv2.setRNGSeed(seed)
     found, rotation, translation, inliers = cv2.solvePnPRansac(
         points,
         pixels,

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, grid_sample, normalize
 
 from cadloc.config import Count, NonNegative, Positive, Seed, Settings
-from cadloc.contract import DivergenceError, Json, digest
+from cadloc.contract import DivergenceError, Fault, InputError, Json, digest
 from cadloc.encoders import Encoder
 from cadloc.encoders.images import STRIDE
 from cadloc.encoders.small import SmallFeatures
@@ -66,7 +66,7 @@ def pretrain(config: PretrainingConfig, directory: Path) -> dict[str, Json]:
     """Renders the pool, trains, and leaves `small.safetensors` with its card in `directory`; returns the card.
 
     Started again in the same directory it goes on from its last checkpoint; the result is the same, bit for bit on
-    one kind of CPU. Raises ValueError when the directory holds the run of another configuration.
+    one kind of CPU. Raises InputError when the directory holds the run of another configuration.
     """
     directory.mkdir(parents=True, exist_ok=True)
     _claim(directory, config)
@@ -249,5 +249,6 @@ def _claim(directory: Path, config: PretrainingConfig) -> None:
     """Marks the directory as this configuration's."""
     place, mark = directory / "config.json", config.model_dump(mode="json")
     if place.is_file() and digest(json.loads(place.read_text())) != digest(mark):
-        raise ValueError(f"{directory} holds a pre-training run of another configuration; choose another directory")
+        found, allowed = "a pre-training run of another configuration", "the same configuration, or an empty folder"
+        raise InputError(Fault(str(place), "config", found, allowed, "choose another folder"))
     place.write_text(json.dumps(mark, indent=2) + "\n")

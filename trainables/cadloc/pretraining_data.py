@@ -14,7 +14,7 @@ from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cadloc.cad import CadModel, model_from_meshes
 from cadloc.config import Count, Seed, Settings
@@ -42,6 +42,12 @@ class PoolConfig(Settings):
     width_px: Annotated[int, Field(ge=64, le=4096, multiple_of=STRIDE)] = 480
     height_px: Annotated[int, Field(ge=64, le=4096, multiple_of=STRIDE)] = 360
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _some_to_learn_from(self) -> PoolConfig:
+        if self.held_out >= self.buildings:
+            raise ValueError(f"held_out = {self.held_out} of {self.buildings} buildings leaves none to learn from")
+        return self
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from cadloc.artifacts import write_bytes, write_table
 from cadloc.config import TrialConfig
-from cadloc.contract import DivergenceError, Fault, InputError, digest
+from cadloc.contract import DivergenceError, Fault, InputError, digest, identity
 from cadloc.heads.head import Head
 from cadloc.losses import phase_at
-from cadloc.losses.phase import Phase
+from cadloc.losses.phase import Phase, Unit
 from cadloc.samples import Samples, Shuffled
 from cadloc.schedules import one_cycle
 
@@ -106,23 +106,20 @@ class Training:
         return True
 
     def _run_until(self, milestone: int) -> dict[str, float]:
-        """Trains up to step `milestone`; returns its row: mean loss and mean own loss since the last one."""
+        """Trains up to step `milestone`; returns its row: mean losses since the last one, by unit."""
         start_s = time.perf_counter()
         self.head.train()
-        total = torch.zeros(3, device=self._device)  # loss, own loss, objective
-        window = torch.zeros((), device=self._device)
-        first = self.progression.step
-        for step in range(first, milestone):
-            values = self._step(step)
-            total += values
-            window += values[2]
+        window = _Window(self._device)
+        for step in range(self.progression.step, milestone):
+            window.add(phase_at(self._config.loss, step / self._config.training.iterations).unit, self._step(step))
             if (step + 1) % STEPS_BETWEEN_CHECKS == 0 or step + 1 == milestone:
-                self._check(float(window) / (step % STEPS_BETWEEN_CHECKS + 1), step)
-                window.zero_()
-        self.progression.step = milestone
-        loss, own_loss, _ = (total / (milestone - first)).tolist()
+                self.progression.step = step + 1
+                self._check(window.objective(), window)
         self.progression.training_s += time.perf_counter() - start_s
-        return {"step": milestone, "train/loss": loss, "train/own_loss": own_loss}
+        return self._row(window)
+
+    def _row(self, window: _Window) -> dict[str, float]:
+        return {"step": self.progression.step, **window.means()}
 
     def _step(self, step: int) -> Tensor:
         """One update; returns loss in its own unit, the head's own loss, and the objective, (3,), detached."""
@@ -148,13 +145,14 @@ class Training:
         """
         return phase.metres_per_unit(self._samples.metres_per_pixel) / self.head.length_m
 
-    def _check(self, objective: float, step: int) -> None:
+    def _check(self, objective: float, window: _Window) -> None:
         if self.progression.first_objective is None:
             self.progression.first_objective = objective
         limit = EXPLOSION * max(self.progression.first_objective, 1e-3)
         if not math.isfinite(objective) or objective > limit:
+            self.progression.history.append({**self._row(window), **self._validation_free_numbers()})
             raise DivergenceError(
-                f"training diverged by step {step + 1}: objective {objective:.3g}, at first "
+                f"training diverged by step {self.progression.step}: objective {objective:.3g}, at first "
                 f"{self.progression.first_objective:.3g}; try a smaller training.learning_rate"
             )
 
@@ -179,7 +177,35 @@ class Training:
         write_bytes(self._directory / CHECKPOINT, content.getvalue())
 
     def _fingerprint(self) -> str:
-        return digest([self._config.model_dump(mode="json"), len(self._samples), self._samples.dimensions])
+        return digest([identity(self._config.model_dump(mode="json")), len(self._samples), self._samples.dimensions])
+
+
+class _Window:
+    """Sums of the steps since the last milestone, kept on the device: losses apart by unit, as a run may switch."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._objective = torch.zeros((), device=device)
+        self._checked = 0
+
+    def add(self, unit: Unit, values: Tensor) -> None:
+        """Takes a step's loss, own loss and objective (3,)."""
+        for name, value in ((f"train/loss_{unit}", values[0]), ("train/own_loss", values[1])):
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+            self._counts[name] = self._counts.get(name, 0) + 1
+        self._objective += values[2]
+
+    def objective(self) -> float:
+        """Mean objective of the steps since this was last asked; waits for the device."""
+        steps, self._checked = self._counts["train/own_loss"] - self._checked, self._counts["train/own_loss"]
+        mean = float(self._objective) / steps
+        self._objective.zero_()
+        return mean
+
+    def means(self) -> dict[str, float]:
+        """Mean of every loss over the steps in which it was in force."""
+        return {name: float(total) / self._counts[name] for name, total in self._sums.items()}
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import re
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from cadloc.contract import Progress
+from cadloc_sweep.failures import ExitCode
 from cadloc_sweep.ledger import read_results
-from cadloc_sweep.trackers.own_store import own_store_uri, write_ahead
+from cadloc_sweep.trackers.curves import Curves, as_tag, from_tag
+from cadloc_sweep.trackers.own_store import own_store_uri, without_password, write_ahead
 from cadloc_sweep.trackers.run_content import artifacts, end_tags, parameters, run_name, tags
 from cadloc_sweep.trials import SweepPaths, Trial, TrialPaths, TrialResult
 from cadloc_sweep.worker import read_history
@@ -47,14 +49,16 @@ MOST_METRICS, MOST_PARAMS = 1000, 100
 """What one batch may hold."""
 
 STEP_TAG = "cadloc.step"
-"""Step of the latest progress that a run holds, written in the same batch: a resumed trial goes on after it."""
+"""Place of the latest progress that a run holds, written in the same batch: a resumed trial goes on after it."""
 
 ENDED_TAG = "cadloc.ended"
 """When the recorded attempt ended; the same end is never recorded twice."""
 
 STATUSES = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 
-FAILURES = (MlflowException, requests.RequestException, SQLAlchemyError, OSError)
+ENDED_BY_ITSELF = (ExitCode.FINISHED, ExitCode.TRIALS_FAILED)
+
+FAILURES = (MlflowException, requests.RequestException, SQLAlchemyError, sqlite3.Error, OSError)
 
 Item = TypeVar("Item")
 
@@ -65,8 +69,7 @@ class _Record:
 
     trial: Trial
     run_id: str = ""
-    step: int = -1
-    waiting: list[tuple[float, Progress]] = field(default_factory=list)
+    curves: Curves = field(default_factory=Curves)
     end: tuple[TrialResult, Path] | None = None
 
 
@@ -108,7 +111,7 @@ class MlflowTracker:
     def trial_progress(self, trial: Trial, progress: Progress) -> None:
         """Keeps the metrics for the next batch."""
         record = self._records.setdefault(trial.id, _Record(trial))
-        record.waiting.append((time.time(), progress))
+        record.curves.add([progress], time.time())
         if time.monotonic() - self._flushed_s >= FLUSH_EVERY_S:
             self._flush()
 
@@ -149,14 +152,20 @@ class MlflowTracker:
             send()
         except FAILURES as error:
             self._quiet_until_s = time.monotonic() + QUIET_AFTER_FAILURE_S
+            self._forget_runs()
             if not self._told:
                 reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
                 kept = "the ledger keeps everything, the sweep goes on"
-                text = f"MLflow at {self.uri} is unreachable; {kept} ({reason})"
-                self._note(re.sub(r"//[^/@\s]*@", "//", text))  # no password in a log
+                self._note(without_password(f"MLflow at {self.uri} is unreachable; {kept} ({reason})"))
             self._told = True
             return False
         return True
+
+    def _forget_runs(self) -> None:
+        """The next try asks anew what MLflow holds: a call that failed here may have been carried out there."""
+        self._client = None
+        for record in self._records.values():
+            record.run_id = ""
 
     # --- what to send -------------------------------------------------------------------------------------
 
@@ -166,8 +175,8 @@ class MlflowTracker:
             return self._client
         client = MlflowClient(self.uri)
         self._experiment = self._find_experiment(client)
-        if self.uri.startswith("sqlite:///"):
-            write_ahead(Path(self.uri.removeprefix("sqlite:///")))
+        if self._own_store:
+            write_ahead(self._paths.mlflow_database)
         runs = list(_all_runs(client, self._experiment))
         self._runs = {run.data.tags["cadloc.trial"]: run for run in runs if "cadloc.trial" in run.data.tags}
         parents = [run for run in runs if run.data.tags.get("cadloc.kind") == "sweep"]
@@ -199,9 +208,10 @@ class MlflowTracker:
         client = self._open()
         if not record.run_id:
             self._find_run(client, record)
-        if record.end is not None:
-            _catch_up(record)
-        _send_curves(client, record)
+        if record.end is not None:  # it may have run while MLflow, or the driver, was away
+            result, directory = record.end
+            record.curves.add(read_history(TrialPaths(directory).history), result.ended)
+        _send_curves(client, record.run_id, record.curves)
         if record.end is not None:
             _send_end(client, record.run_id, *record.end)
             self._records.pop(record.trial.id, None)
@@ -218,7 +228,7 @@ class MlflowTracker:
         missing = [Param(*item) for item in parameters(record.trial).items() if item[0] not in run.data.params]
         for batch in _batches(missing, MOST_PARAMS):
             client.log_batch(run.info.run_id, params=batch)
-        record.step = int(run.data.tags.get(STEP_TAG, "-1"))
+        record.curves.holds(from_tag(run.data.tags.get(STEP_TAG)), run.data.metrics)
         record.run_id = run.info.run_id
 
     def _end_parent(self, outcome: Outcome) -> None:
@@ -228,7 +238,7 @@ class MlflowTracker:
         for path in (self._paths.space, self._paths.plan):
             if path.is_file():
                 client.log_artifact(self._parent, str(path))
-        client.set_terminated(self._parent, "KILLED" if outcome.interrupted else "FINISHED")
+        client.set_terminated(self._parent, "FINISHED" if outcome.exit_code in ENDED_BY_ITSELF else "KILLED")
 
 
 def _all_runs(client: MlflowClient, experiment: str) -> Iterator[Run]:
@@ -241,39 +251,14 @@ def _all_runs(client: MlflowClient, experiment: str) -> Iterator[Run]:
             return
 
 
-def _catch_up(record: _Record) -> None:
-    """Adds what the trial wrote down itself and nobody told: it ran while MLflow, or the driver, was away."""
-    assert record.end is not None
-    result, directory = record.end
-    told = {progress.step for _, progress in record.waiting}
-    untold = [item for item in read_history(TrialPaths(directory).history) if item.step not in told]
-    record.waiting += [(result.ended, item) for item in untold]
-    record.waiting.sort(key=lambda item: item[1].step)
-
-
-def _send_curves(client: MlflowClient, record: _Record) -> None:
+def _send_curves(client: MlflowClient, run_id: str, curves: Curves) -> None:
     """The progress after the last one that the run holds, each metric at its step, many steps per batch."""
-    record.waiting = [item for item in record.waiting if item[1].step > record.step]
-    while record.waiting:
-        metrics: list[Metric] = []
-        sent = 0
-        for at_s, progress in record.waiting:
-            points = _points(at_s, progress)
-            if metrics and len(metrics) + len(points) > MOST_METRICS:
-                break
-            metrics += points
-            sent += 1
-        step = record.waiting[sent - 1][1].step
-        client.log_batch(record.run_id, metrics=metrics[:MOST_METRICS], tags=[RunTag(STEP_TAG, str(step))])
-        for batch in _batches(metrics[MOST_METRICS:], MOST_METRICS):  # one progress of more than a batch
-            client.log_batch(record.run_id, metrics=batch)
-        record.step = step
-        del record.waiting[:sent]
-
-
-def _points(at_s: float, progress: Progress) -> list[Metric]:
-    values = {**progress.metrics, "train/samples_seen": float(progress.samples_seen)}
-    return [Metric(name, value, int(at_s * 1000), progress.step) for name, value in values.items()]
+    while (batch := curves.next_batch(MOST_METRICS)) is not None:
+        metrics = [Metric(point.name, point.value, point.at_ms, point.step) for point in batch.points]
+        for part in _batches(metrics[MOST_METRICS:], MOST_METRICS):  # one progress of more than a batch
+            client.log_batch(run_id, metrics=part)
+        client.log_batch(run_id, metrics=metrics[:MOST_METRICS], tags=[RunTag(STEP_TAG, as_tag(batch.place))])
+        curves.sent(batch)
 
 
 def _send_end(client: MlflowClient, run_id: str, result: TrialResult, directory: Path) -> None:

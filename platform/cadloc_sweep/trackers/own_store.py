@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +13,11 @@ from cadloc_sweep.trials import SweepPaths
 def own_store_uri(paths: SweepPaths) -> str:
     """The store's address for MLflow."""
     return f"sqlite:///{paths.mlflow_database.absolute()}"
+
+
+def without_password(text: str) -> str:
+    """The text with user and password left out of every URL in it: fit for a log."""
+    return re.sub(r"//[^/\s]*@", "//", text)
 
 
 def write_ahead(database: Path) -> None:

@@ -39,7 +39,7 @@ LARGEST_STEP = 65535
 """Largest 16-bit depth. 7Scenes and its kin write it where the sensor saw nothing."""
 
 _ROLES = ("rgb", "poses", "calibration", "depth")
-_DEPTH_STEPS_M = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+_DEPTH_STEPS_M = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +149,7 @@ class Dataset:
 
 
 def depth_step_m(farthest_m: float) -> float:
-    """The finest round step, 1 mm at best, with which 16 bits reach `farthest_m`; ValueError beyond 32 km."""
+    """The finest round step, 1 mm at best, with which 16 bits reach `farthest_m`; ValueError beyond 655 km."""
     for step in _DEPTH_STEPS_M:
         if farthest_m <= step * LARGEST_STEP:
             return step

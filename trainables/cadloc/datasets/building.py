@@ -179,7 +179,7 @@ def _cached_job(config_text: str, _identity: str) -> Job:
     config = json.loads(config_text)
     scene, views = SceneConfig.model_validate(config["scene"]), ViewsConfig.model_validate(config["views"])
     source = config["source"]
-    planned = {"scene": config["scene"], "views": config["views"]}
+    planned = {"scene": {**config["scene"], "query_sets": {}}, "views": config["views"]}
     planned_on, plan = _cached_plan(canonical(planned), canonical(identity(planned)))
     site = planned_on
     if source != "synthetic":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Protocol, assert_never
 
-import torch
 from torch import Tensor
 
 from cadloc.config import AceEncoder, DenseHog, EncoderConfig, SmallEncoder
@@ -46,8 +45,3 @@ def build(config: EncoderConfig, device: str = "cpu") -> Encoder:
             assert_never(config)
     encoder.eval().requires_grad_(False)
     return encoder.to(device)
-
-
-def fastest_device() -> str:
-    """`cuda` where this process may use a GPU, else `cpu`."""
-    return "cuda" if torch.cuda.is_available() else "cpu"

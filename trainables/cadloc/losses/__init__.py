@@ -10,6 +10,10 @@ from cadloc.losses.phase import Phase
 from cadloc.losses.reprojection import ReprojectionPhase
 from cadloc.losses.switching import switching_phase
 
+YARDSTICKS: tuple[Phase, ...] = (CoordinatePhase(), ReprojectionPhase(ReprojectionLoss(), 0.0))
+"""One fixed loss per unit, by which every arm's convergence is measured, whatever it trains on: the mean distance,
+and the reprojection error at its widest clamp (the schedule's narrowing alone would make a curve fall)."""
+
 
 def phase_at(config: LossConfig, progress: float) -> Phase:
     """The loss in force at `progress` in [0, 1] of the run, its schedules resolved."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from cadloc.losses.phase import Evidence
+from cadloc.losses.phase import Evidence, Unit
 from cadloc.samples import Batch
 
 
@@ -22,6 +22,7 @@ def coordinate_errors_m(coordinates: Tensor, batch: Batch) -> Tensor:
 class CoordinatePhase:
     """Mean Euclidean distance, in metres."""
 
+    unit: ClassVar[Unit] = "m"
     evidence: ClassVar[Evidence] = "points"
 
     def loss(self, coordinates: Tensor, batch: Batch) -> Tensor:

@@ -8,12 +8,19 @@ from torch import Tensor
 
 from cadloc.samples import Batch
 
+Unit: TypeAlias = Literal["m", "px"]
+
 Evidence: TypeAlias = Literal["points", "rays"]
 """What a loss lets a head know of a sample: its scene coordinate, or its pixel and camera only."""
 
 
 class Phase(Protocol):
     """A loss with all its schedules resolved."""
+
+    @property
+    def unit(self) -> Unit:
+        """Unit of the loss."""
+        ...
 
     @property
     def evidence(self) -> Evidence:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cadloc.config import ReprojectionLoss
-from cadloc.losses.phase import Evidence
+from cadloc.losses.phase import Evidence, Unit
 from cadloc.samples import Batch
 from cadloc.schedules import circle
 
@@ -44,6 +44,7 @@ class ReprojectionPhase:
 
     config: ReprojectionLoss
     progress: float
+    unit: ClassVar[Unit] = "px"
     evidence: ClassVar[Evidence] = "rays"
 
     def loss(self, coordinates: Tensor, batch: Batch) -> Tensor:
