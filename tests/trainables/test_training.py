@@ -165,7 +165,7 @@ def test_a_checkpoint_of_another_trial_is_refused(tmp_path: Path) -> None:
 
 
 def test_divergence_is_an_error_that_leaves_the_history(tmp_path: Path) -> None:
-    """When features turn into NaN half way, training stops with DivergenceError and the history up to there is on disk."""
+    """When features turn into NaN half way, training it stops with DivergenceError; the history is on disk."""
     samples = wall_samples()
 
     def poison(_: Head) -> Mapping[str, float]:
