@@ -14,9 +14,6 @@ from cadloc.contract import Json
 TrialStatus: TypeAlias = Literal["finished", "stopped", "failed", "interrupted"]
 """`stopped`: ended early by the scheduler, on purpose; `interrupted`: to be taken up again by the next run."""
 
-FINAL_STATUSES: frozenset[str] = frozenset({"finished", "stopped", "failed"})
-"""A trial in one of these runs again only when asked to (`failed`: by `--retry-failed`)."""
-
 
 class Resources(Settings):
     """What one trial occupies while it runs; fractions of a GPU share it."""

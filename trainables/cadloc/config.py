@@ -12,7 +12,6 @@ from cadloc.presets import PRESETS
 BUILT_IN_SCENES: tuple[str, ...] = ("gate", "rotunda", "cathedral")
 
 Count = Annotated[int, Field(ge=1)]
-CountOrNone = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]

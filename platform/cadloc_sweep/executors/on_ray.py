@@ -117,8 +117,8 @@ class RayExecutor:
 def worker_environment() -> dict[str, str]:
     """Variables of every worker: headless graphics (`PYOPENGL_PLATFORM` of this process, else EGL), no own threads.
 
-    And a C library that keeps freed memory: training frees and asks for the same 16 MB arrays in every step, and
-    page faults were an eighth of its time.
+    And a C library that keeps freed memory: training frees and asks for the same 16 MB arrays in every step,
+    and returning them to the system in between costs a page fault for each page.
     """
     graphics = {"PYOPENGL_PLATFORM": os.environ.get("PYOPENGL_PLATFORM", "egl"), "LP_NUM_THREADS": "0"}
     memory = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_TOP_PAD_": str(2**26)}

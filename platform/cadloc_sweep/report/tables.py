@@ -134,8 +134,6 @@ def footnote(results: SweepResults) -> str:
 
 # --- building ---------------------------------------------------------------------------------------------
 
-Cell = Callable[[Arm], str]
-
 
 @dataclass(frozen=True)
 class _Column:
