@@ -25,6 +25,9 @@ Z_FROM_UP = {
     "x": np.array([[0.0, 0, -1], [0, 1, 0], [1, 0, 0]]),
     "y": np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]]),
     "z": np.eye(3),
+    "-x": np.array([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]]),
+    "-y": np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]]),
+    "-z": np.array([[1.0, 0, 0], [0, -1, 0], [0, 0, -1]]),
 }
 
 # What trimesh and the parsers below it raise on malformed files: found by cutting and scrambling files of each format.

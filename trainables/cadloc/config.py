@@ -9,6 +9,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from cadloc.presets import PRESETS
 
+Domain: TypeAlias = Literal["synthetic", "photo", "gt_poses", "real"]
+TrainingDomain: TypeAlias = Literal["synthetic", "gt_poses", "real"]
 BUILT_IN_SCENES: tuple[str, ...] = ("gate", "rotunda", "cathedral")
 
 Count = Annotated[int, Field(ge=1)]
@@ -21,6 +23,16 @@ Degrees = Annotated[float, Field(ge=0, le=180)]
 Azimuth = Annotated[float, Field(ge=-360, le=360)]
 Scale = Annotated[float, Field(ge=0.1, le=4)]
 JpegQuality = Annotated[int, Field(ge=20, le=100)]
+
+
+def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] > ends[1]:
+        raise ValueError(f"a range from {ends[0]:g} down to {ends[1]:g}; write the smaller end first")
+    return ends
+
+
+Ascending = AfterValidator(_ascending)
+AtLeastOne = Field(min_length=1)
 
 
 class Settings(BaseModel):
@@ -36,8 +48,8 @@ class CadConfig(Settings):
     """A CAD file, and what its file format does not say."""
 
     path: str
-    up: Literal["x", "y", "z"]
-    """The model's axis that points to the sky; it becomes `cad` z."""
+    up: Literal["x", "y", "z", "-x", "-y", "-z"]
+    """The model's axis that points to the sky; it becomes `cad` z. Reconstructions often have `-y` or `-z`."""
     units: Literal["m", "cm", "mm", "in", "ft"] | Positive | None = None
     """The model's length unit (a number: metres per unit). Only formats that state their own may leave it out."""
 
@@ -50,6 +62,39 @@ class QuerySetConfig(Settings):
     """Text file, 4×4 similarity: scene_from_this (x_scene = M · x_this), both in metres, own axes. None: identity."""
 
 
+RECONSTRUCTION_FORMATS = ("colmap", "phototourism", "ace", "poses_json", "pose_list")
+
+
+class SplitsConfig(Settings):
+    """Which photos teach, which decide, which test. Files hold one photo name per line.
+
+    Without a `query` file: the split that the reconstruction states, else a seeded share. Without a `mapping` file:
+    every other photo. Validation photos are a seeded share of the mapping photos unless a file names them.
+    """
+
+    mapping: str | None = None
+    validation: str | None = None
+    query: str | None = None
+    validation_share: OpenFraction = 0.2
+    query_share: OpenFraction = 0.3
+    seed: Seed = 0
+
+
+class PhotosConfig(Settings):
+    """Real photographs with poses, and where their frame lies in the CAD model's."""
+
+    images: str
+    """Folder that the photos' names are relative to."""
+    reconstruction: str
+    """The poses: a folder or file in one of `RECONSTRUCTION_FORMATS`."""
+    format: Literal["colmap", "phototourism", "ace", "poses_json", "pose_list"] | None = None
+    """None: found out by looking at what `reconstruction` is."""
+    registration: str | None = None
+    """Text file, 4×4 similarity: X_reconstruction = M · X_cad, the CAD in its file's own axes, in metres.
+    None: the CAD file's own coordinates, unscaled, are the reconstruction's."""
+    splits: SplitsConfig = SplitsConfig()
+
+
 class SceneConfig(Settings):
     """What is localized against. `built_in` scenes are made in code; others come from a scene file."""
 
@@ -59,6 +104,18 @@ class SceneConfig(Settings):
     ground_z_m: float | None = None
     """Height of the ground people stand on, in `cad`; None: found in the model (`CadModel.ground_height_m`)."""
     query_sets: Mapping[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")], QuerySetConfig] = {}
+    photos: PhotosConfig | None = None
+    metric: bool = True
+    """Whether the CAD's metres are metres on the ground. If not, only shares of its size and DCRE mean something."""
+    depth_range_m: Annotated[tuple[NonNegative, Positive], Ascending] | None = None
+    """Depths of photos, and of renders at their poses, that are taken for true; others count as unknown."""
+    viewpoints: Mapping[str, Any] = {}
+    """Keys of `views.viewpoints` that this place decides (the sector one can stand in, say); they win over a space's."""
+
+    @model_validator(mode="after")
+    def _viewpoints_exist(self) -> SceneConfig:
+        scene_viewpoints(ViewpointsConfig(), self)
+        return self
 
     @model_validator(mode="after")
     def _one_source(self) -> SceneConfig:
@@ -66,7 +123,9 @@ class SceneConfig(Settings):
             raise ValueError(f"no built-in scene {self.name!r}; built-in are {', '.join(BUILT_IN_SCENES)}")
         if self.built_in == (self.cad is not None):
             raise ValueError("a scene is either built_in or has a cad, not both and not neither")
-        taken = {"synthetic", "photo", "real"} & set(self.query_sets)
+        if self.built_in and self.photos is not None:
+            raise ValueError("photos need a cad; a built-in scene has none")
+        taken = {"synthetic", "photo", "real", "gt_poses"} & set(self.query_sets)
         if taken:
             raise ValueError(f"query set names {sorted(taken)} are domains already")
         return self
@@ -80,16 +139,6 @@ class ImageConfig(Settings):
 
     width_px: Annotated[int, Field(ge=64, le=4096, multiple_of=8)] = 640
     height_px: Annotated[int, Field(ge=64, le=4096, multiple_of=8)] = 480
-
-
-def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
-    if ends[0] > ends[1]:
-        raise ValueError(f"a range from {ends[0]:g} down to {ends[1]:g}; write the smaller end first")
-    return ends
-
-
-Ascending = AfterValidator(_ascending)
-AtLeastOne = Field(min_length=1)
 
 
 class OrbitConfig(Settings):
@@ -137,6 +186,18 @@ class ViewpointsConfig(Settings):
     """Two viewpoints of different splits differ by more than at least one of these two: no near-duplicates."""
 
 
+class GtPosesConfig(Settings):
+    """Renders at the poses of the scene's photos: pairs of a photo and a render, and jittered ones about them."""
+
+    copies: Count = 16
+    """Renders per mapping photo: the first at its very pose, the others jittered. Other splits have the first only."""
+    jitter_translation_pct: NonNegative = 5.0
+    """Standard deviation, in % of the median depth seen."""
+    jitter_rotation_deg: Degrees = 3.0
+    max_offset_px: Positive | None = None
+    """Mapping photos whose render is displaced by more than this (median over matches) are left out. None: none is."""
+
+
 class CountsConfig(Settings):
     """Views per split. Choices are made on `validation`; `query` is looked at once."""
 
@@ -171,9 +232,16 @@ class ViewsConfig(Settings):
     viewpoints: ViewpointsConfig = ViewpointsConfig()
     counts: CountsConfig = CountsConfig()
     randomisation: RandomisationConfig = RandomisationConfig()
+    gt_poses: GtPosesConfig = GtPosesConfig()
     backend: Literal["gl", "raycasting"] = "gl"
     """`raycasting` needs no OpenGL and is slower."""
     seed: Seed = 1
+
+
+def scene_viewpoints(viewpoints: ViewpointsConfig, scene: SceneConfig) -> ViewpointsConfig:
+    """The viewpoints with the scene's own keys on top. Raises ValueError for keys or values that are none."""
+    over = merged(viewpoints.model_dump(mode="json"), scene.viewpoints)
+    return ViewpointsConfig.model_validate(over)
 
 
 # --- encoder and buffer -----------------------------------------------------------------------------------
@@ -221,7 +289,8 @@ class BufferConfig(Settings):
     samples: Count = 1_000_000
     """At most: a view gives no more than the cells in which it sees the model."""
     passes: Count = 2
-    """How often every mapping view is encoded, each time with fresh augmentation; the first pass is plain."""
+    """How often every mapping view is encoded at least, each time with fresh augmentation; the first pass is plain.
+    Few views are encoded as often as `samples` needs (`cadloc.buffer.passes_needed`)."""
     augmentation: AugmentationConfig = AugmentationConfig()
     seed: Seed = 0
 
@@ -310,22 +379,72 @@ class LocalizationConfig(Settings):
     max_cells: Annotated[int, Field(ge=4)] = 5_000
 
 
+class SiftFeatures(Settings):
+    """SIFT at its key points, as RootSIFT (Arandjelović and Zisserman 2012), matched by ratio test both ways."""
+
+    name: Literal["sift"] = "sift"
+    keypoints: Count = 4096
+    ratio: OpenFraction = 0.85
+    upright: bool = True
+    """Descriptors without orientation: photos and renders are upright."""
+
+
+class EncoderFeatures(Settings):
+    """The trial's own encoder: one feature per cell, matched when each is the other's nearest."""
+
+    name: Literal["encoder"] = "encoder"
+    min_similarity: Annotated[float, Field(ge=-1, lt=1)] = 0.0
+
+
+class PluginFeatures(Settings):
+    """A matcher installed beside this program under the entry point group `cadloc.matchers`."""
+
+    name: Literal["plugin"] = "plugin"
+    entry_point: str
+    settings: Mapping[str, Any] = {}
+
+
+MatcherConfig: TypeAlias = Annotated[SiftFeatures | EncoderFeatures | PluginFeatures, Field(discriminator="name")]
+
+
+class MatchingConfig(Settings):
+    """`render_and_match`: match a query with renders of known depth, lift the matches, solve for the pose."""
+
+    features: MatcherConfig = SiftFeatures()
+    retrieved: Count = 10
+    """Renders a query is matched with: the nearest by global descriptor."""
+    refinements: Annotated[int, Field(ge=0, le=10)] = 1
+    """How often the model is rendered at the estimate and matched again."""
+
+
 class TrialConfig(Settings):
     """One configuration and one seed: all that a trial's result depends on."""
 
     scene: SceneConfig
     trainable: str = "ace"
     views: ViewsConfig = ViewsConfig()
-    domains: tuple[Literal["synthetic", "photo"], ...] = ("synthetic", "photo")
-    """Query sets rendered for the test. `photo` (simulated photographs) exists for built-in scenes only and is left
-    out for others; a scene's own `query_sets` are always tested."""
+    train_on: Annotated[tuple[TrainingDomain, ...], AtLeastOne] = ("synthetic",)
+    """Whose mapping views teach the map; of several, equally many samples. `gt_poses` and `real` need photos."""
+    domains: tuple[Domain, ...] = ("synthetic", "photo", "gt_poses", "real")
+    """Query sets of the test. Those a scene does not have are left out: `photo` (simulated photographs) belongs to
+    built-in scenes, `gt_poses` and `real` to scenes with photos. A scene's own `query_sets` are always tested."""
     encoder: EncoderConfig = SmallEncoder()
     buffer: BufferConfig = BufferConfig()
     head: HeadConfig = AnchorHead()
     loss: LossConfig = ReprojectionLoss()
     training: TrainingConfig = TrainingConfig()
     localization: LocalizationConfig = LocalizationConfig()
+    matching: MatchingConfig = MatchingConfig()
+    """Read by the trainable `render_and_match` only."""
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _photos_to_train_on(self) -> TrialConfig:
+        if self.scene.photos is None and set(self.train_on) - {"synthetic"}:
+            raise ValueError(f"train_on {', '.join(self.train_on)}: scene {self.scene.name} has no photos")
+        if len(set(self.train_on)) < len(self.train_on):
+            raise ValueError(f"train_on {', '.join(self.train_on)}: name each domain once")
+        return self
 
     @model_validator(mode="after")
     def _buffer_suffices(self) -> TrialConfig:
