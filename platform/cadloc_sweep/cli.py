@@ -31,16 +31,18 @@ from cadloc_sweep.cli_options import (
     TrackingUri,
     Where,
 )
+from cadloc_sweep.cli_scene import scene_app
 from cadloc_sweep.failures import ExitCode, exit_code_of
 
 if TYPE_CHECKING:
     from cadloc_sweep.executors import StageEvent
+    from cadloc_sweep.report.results import SweepResults
 
 app = typer.Typer(name="cadloc-sweep", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 cad_app = typer.Typer(no_args_is_help=True, help="Look at CAD files.")
 encoder_app = typer.Typer(no_args_is_help=True, help="Make encoders.")
 store_app = typer.Typer(no_args_is_help=True, help="Look after stored stages.")
-for _name, _group in {"cad": cad_app, "encoder": encoder_app, "store": store_app}.items():
+for _name, _group in {"cad": cad_app, "encoder": encoder_app, "store": store_app, "scene": scene_app}.items():
     app.add_typer(_group, name=_name)
 
 
@@ -118,13 +120,19 @@ def status(directory: Sweep, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def report(directory: Sweep, format_: Annotated[ReportFormat, typer.Option("--format")] = ReportFormat.table) -> None:
+def report(
+    directory: Sweep,
+    format_: Annotated[ReportFormat, typer.Option("--format")] = ReportFormat.table,
+    matrix: Annotated[Path | None, typer.Option(help="Draw trained on × tested on: a PNG or SVG file.")] = None,
+) -> None:
     """Compare the arms of a sweep: means over seeds with 95 % intervals, and differences from the baseline."""
     from cadloc_sweep.overviews import output
     from cadloc_sweep.report import tables
     from cadloc_sweep.report.results import read_sweep
 
     results = read_sweep(directory, _warn)
+    if matrix is not None:
+        _draw_matrix(results, directory.resolve(), matrix)
     if format_ is ReportFormat.table:
         console = output()
         console.print(tables.as_rich(results, console.width))
@@ -166,7 +174,9 @@ def localize(
 def render(
     scene: Annotated[str, typer.Argument(help="A built-in scene, or a scene file.")],
     to: Annotated[Path, typer.Option(help="New folder for the dataset (ACE layout).")],
-    source: Annotated[str, typer.Option(help="synthetic, photo, or one of the scene's query sets.")] = "synthetic",
+    source: Annotated[
+        str, typer.Option(help="synthetic, photo, gt_poses, real, or one of the scene's query sets.")
+    ] = "synthetic",
     preset: Annotated[str, typer.Option(help="Whose size and number of views.")] = "quick",
     views: Annotated[int | None, typer.Option(help="Another number of mapping views.", show_default=False)] = None,
     sheet: Annotated[Path | None, typer.Option(help="Also write a contact sheet, PNG or JPEG.")] = None,
@@ -288,6 +298,14 @@ def _unexpected(kind: type[BaseException], error: BaseException, trace: Tracebac
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         traceback.print_exception(kind, error, trace, file=file)
     print(f"internal error: {kind.__name__}: {error}; the traceback is in {path}", file=sys.stderr)
+
+
+def _draw_matrix(results: SweepResults, directory: Path, path: Path) -> None:
+    from cadloc_sweep.report.domain_matrix import count_queries
+    from cadloc_sweep.report.domain_matrix_figure import draw_matrix
+    from cadloc_sweep.trials import SweepPaths
+
+    draw_matrix(results, path, queries=count_queries(SweepPaths(directory.parent, directory.name), results))
 
 
 def _warn(text: str) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from cadloc.config import BUILT_IN_SCENES, CadConfig, SceneConfig
+from cadloc.config import BUILT_IN_SCENES, CadConfig, PhotosConfig, SceneConfig
 from cadloc.contract import Fault, InputError, Json
 from cadloc.documents import Document, KeyPath, load_document, shown
 from cadloc.faults import check, did_you_mean
 from cadloc_sweep.variables import Variables
 
 SUFFIXES = (".yaml", ".yml")
+_NAME_LISTS = ("mapping", "validation", "query")
 
 
 def resolve_scenes(
@@ -112,19 +113,23 @@ def _checked(document: Document, at: KeyPath, folder: Path) -> SceneConfig:
 
 
 def _absolute(scene: SceneConfig, folder: Path) -> dict[str, object]:
+    def place(path: str | None) -> str | None:
+        return None if path is None else _place(path, folder)
+
     def cad_of(cad: CadConfig) -> CadConfig:
-        return cad.model_copy(update={"path": _place(cad.path, folder)})
+        return cad.model_copy(update={"path": place(cad.path)})
 
     query_sets = {
-        name: query.model_copy(
-            update={
-                "cad": cad_of(query.cad),
-                "registration": None if query.registration is None else _place(query.registration, folder),
-            }
-        )
+        name: query.model_copy(update={"cad": cad_of(query.cad), "registration": place(query.registration)})
         for name, query in scene.query_sets.items()
     }
-    return {"cad": None if scene.cad is None else cad_of(scene.cad), "query_sets": query_sets}
+    photos = scene.photos
+    if photos is not None:
+        lists = {key: place(getattr(photos.splits, key)) for key in _NAME_LISTS}
+        places = {key: place(getattr(photos, key)) for key in ("images", "reconstruction", "registration")}
+        photos = photos.model_copy(update={**places, "splits": photos.splits.model_copy(update=lists)})
+    cad = None if scene.cad is None else cad_of(scene.cad)
+    return {"cad": cad, "query_sets": query_sets, "photos": photos}
 
 
 def _place(path: str, folder: Path) -> str:
@@ -150,6 +155,24 @@ def _file_faults(scene: SceneConfig, document: Document, at: KeyPath) -> Iterato
             yield from _registration_faults(
                 Path(query.registration), document, (*at, "query_sets", name, "registration")
             )
+    if scene.photos is not None:
+        yield from _photo_faults(scene.photos, document, (*at, "photos"))
+
+
+def _photo_faults(photos: PhotosConfig, document: Document, at: KeyPath) -> Iterator[Fault]:
+    """Places that are not there; what is in them, `cadloc-sweep scene check` reads."""
+    if not Path(photos.images).is_dir():
+        yield document.fault((*at, "images"), f"no folder {photos.images}", "a folder of photographs")
+    if not Path(photos.reconstruction).exists():
+        found, allowed = f"nothing at {photos.reconstruction}", "a reconstruction's file or folder"
+        yield document.fault((*at, "reconstruction"), found, allowed)
+    if photos.registration is not None:
+        yield from _registration_faults(Path(photos.registration), document, (*at, "registration"))
+    for key in _NAME_LISTS:
+        named = getattr(photos.splits, key)
+        if named is not None and not Path(named).is_file():
+            allowed = "a text file with one photo name per line"
+            yield document.fault((*at, "splits", key), f"no file {named}", allowed)
 
 
 def _registration_faults(path: Path, document: Document, at: KeyPath) -> Iterator[Fault]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from PIL import Image
 
-from cadloc.catalog import STAGES
-from cadloc.config import SceneConfig, ViewsConfig, with_preset
-from cadloc.contract import Fault, InputError, Json, StageSpec
+from cadloc.catalog import test_sets, views_stage
+from cadloc.config import SceneConfig, TrialConfig, ViewsConfig, with_preset
+from cadloc.contract import Fault, InputError, Json
 from cadloc.documents import Document
 from cadloc.faults import validate
 from cadloc.presets import PRESETS
@@ -46,19 +47,24 @@ def render_views(
     """Renders the dataset into `directory` (new or empty). Raises InputError, and what rendering raises."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise InputError(Fault(str(directory), "--to", "a folder that is not empty", "a new or empty folder"))
-    allowed = ("synthetic", *(("photo",) if scene.built_in else ()), *scene.query_sets)
+    trial = TrialConfig(scene=scene, views=views)
+    allowed = dict.fromkeys(("synthetic", *test_sets(trial)))
     if source not in allowed:
         raise InputError(Fault("--source", "source", source, f"for {scene.name}: {', '.join(allowed)}"))
     make_folder(directory, "--to")
-    slice_ = {"scene": scene.model_dump(mode="json"), "views": views.model_dump(mode="json"), "source": source}
-    job = StageJob(StageSpec("views", STAGES["views"][1], slice_), {}, directory.resolve())
 
     def heed(event: StageEvent) -> None:
         if event.error is not None:
             raise event.error
         on_event(event)
 
-    executor.build_stages([job], heed)
+    with tempfile.TemporaryDirectory(prefix="cadloc-sweep-") as aside:
+        spec = views_stage(trial, source)
+        inputs = {role: Path(aside) / role for role in spec.inputs}
+        for role, inner in spec.inputs.items():
+            inputs[role].mkdir()
+            executor.build_stages([StageJob(inner, {}, inputs[role])], heed)
+        executor.build_stages([StageJob(spec, inputs, directory.resolve())], heed)
 
 
 def check_sheet(path: Path, dataset: Path) -> None:

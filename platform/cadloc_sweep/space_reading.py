@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cadloc.catalog import reported_metrics
-from cadloc.config import SceneConfig
+from cadloc.config import SceneConfig, TrialConfig
 from cadloc.contract import Fault, InputError, Json
 from cadloc.documents import Document, KeyPath, load_document, shown
 from cadloc.faults import check, did_you_mean
@@ -52,6 +52,7 @@ class _Reading:
         scenes = self._scenes(settings)
         factors = self._factors(settings)
         arms = self._arms(settings, factors, scenes[0] if scenes else SceneConfig(name="gate", built_in=True))
+        self._suits(scenes, arms)
         if not self._faults:
             self._metrics(settings, scenes, arms)
         if self._faults:
@@ -163,6 +164,14 @@ class _Reading:
             if factor.baseline == len(factor.values) - 1:
                 allowed = "a baseline and, last in the list, the value of the full method"
                 yield self._fault(("factors", factor.name), "the baseline as the last value", allowed)
+
+    def _suits(self, scenes: Sequence[SceneConfig], arms: Sequence[Arm]) -> None:
+        """Arms were checked with the first scene; whether every other one has what they ask for is told here."""
+        for scene in scenes[1:]:
+            for arm in arms:
+                data = arm.trial_config(scene, 0).model_dump(mode="json")
+                _, faults = check(TrialConfig, data, lambda path, *rest: self._fault(("factors",), *rest))
+                self._faults += faults
 
     def _metrics(self, settings: SpaceSettings, scenes: Sequence[SceneConfig], arms: Sequence[Arm]) -> None:
         """Every trial must report the metrics that it is judged and stopped by."""

@@ -6,19 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cadloc import buffer, queries
 from cadloc.augmentation import Warp, draw_warp, identity_warp, jitter, sample_depth_m
-from cadloc.buffer import Buffer
+from cadloc.buffer import Buffer, passes_of
 from cadloc.config import AugmentationConfig, BufferConfig, DenseHog
 from cadloc.contract import InputError
 from cadloc.datasets.ace_layout import Dataset, Split, write_card, write_view
 from cadloc.encoders import build
 from cadloc.encoding import encode_image
 from cadloc.geometry import Array, cell_pixels, look_at, project, rotation_error_deg, transform_points, unproject
+from cadloc.samples import Samples
 
 WIDTH, HEIGHT = 96, 64
 STEP_M = 0.001
@@ -215,30 +217,48 @@ def test_images_of_odd_size_are_cropped_on_the_far_sides() -> None:
     np.testing.assert_array_equal(encode_image(encoder, image), encode_image(encoder, picture(1)))
 
 
-def test_queries_hold_every_cell_of_every_image(dataset: Path, tmp_path: Path) -> None:
-    """Features are the images' own, scene coordinates reproject to the cells and are NaN where the sky is."""
-    config = {"encoder": DenseHog().model_dump(mode="json"), "split": "query"}
-    assert queries.build_chunk(config, {"views": dataset}, tmp_path, 0) == 3
-    queries.finish(config, {"views": dataset}, tmp_path)
-    stored, views = queries.Queries.open(tmp_path), Dataset.open(dataset).views("query")
-    assert stored.names == tuple(view.name for view in views)
-    assert (stored.width_px, stored.height_px, len(stored)) == (WIDTH, HEIGHT, 3)
-    features = encode_image(build(DenseHog()), views[1].read_image())
-    np.testing.assert_array_equal(stored.features[1], features.astype(np.float16))
-    known = np.isfinite(stored.scene_coordinates[1]).all(-1)
-    assert 0.2 < known.mean() < 1
-    points_cam = transform_points(stored.cam_from_cad[1], stored.scene_coordinates[1][known])
-    np.testing.assert_allclose(project(points_cam, stored.intrinsics[1]), stored.pixels[known], atol=1e-3)
-
-
-def test_query_images_of_different_sizes_are_an_input_error(tmp_path: Path) -> None:
-    """One array holds all queries: a second image size is refused, and both sizes are named."""
-    write_wall(tmp_path, "query", 1)
+def test_queries_hold_every_cell_of_every_image(tmp_path: Path) -> None:
+    """Features are the images' own whatever their sizes, scene coordinates reproject to the cells or are NaN (sky)."""
+    write_wall(tmp_path, "query", 2)
+    rows = np.random.default_rng(0).integers(0, 255, (90, 131, 3)).astype(np.uint8)
     write_view(
-        tmp_path, "query", "wide", image=np.zeros((64, 128, 3), np.uint8), depth_m=np.ones((64, 128)),
+        tmp_path, "query", "wide", image=rows, depth_m=np.full((90, 131), 2.0),
         cad_from_cam=np.eye(4), intrinsics=INTRINSICS, step_m=STEP_M,
     )  # fmt: skip
     write_card(tmp_path, {"depth_step_m": STEP_M})
     config = {"encoder": DenseHog().model_dump(mode="json"), "split": "query"}
-    with pytest.raises(InputError, match="96 x 64 px, 128 x 64 px"):
-        queries.chunks(config, {"views": tmp_path})
+    assert queries.build_chunk(config, {"views": tmp_path}, tmp_path, 0) == 3
+    queries.finish(config, {"views": tmp_path}, tmp_path)
+    stored, views = queries.Queries.open(tmp_path), Dataset.open(tmp_path).views("query")
+    assert stored.names == tuple(view.name for view in views)
+    assert stored.sizes_px.tolist() == [[WIDTH, HEIGHT], [WIDTH, HEIGHT], [131, 90]]
+    for image, view in enumerate(views):
+        features = encode_image(build(DenseHog()), view.read_image())
+        mine = stored.cells(image)
+        np.testing.assert_array_equal(stored.on_grid(image, stored.features[mine]), features.astype(np.float16))
+        known = np.isfinite(stored.scene_coordinates[mine]).all(-1)
+        assert known.mean() > 0.2
+        points_cam = transform_points(stored.cam_from_cad[image], stored.scene_coordinates[mine][known])
+        seen = project(points_cam, stored.intrinsics[image])
+        np.testing.assert_allclose(seen, stored.pixels(image)[known], atol=1e-3)
+
+
+def test_few_views_are_encoded_often_enough(dataset: Path) -> None:
+    """`enough` passes give the samples asked for, counting on a quarter of the cells; never fewer than two."""
+    views = Dataset.open(dataset).views("mapping")
+    cells = len(views) * (WIDTH // 8) * (HEIGHT // 8)
+    assert passes_of(BufferConfig(samples=cells, passes="enough"), views) == 4
+    assert passes_of(BufferConfig(samples=10, passes="enough"), views) == 2
+    assert passes_of(BufferConfig(samples=cells, passes=1), views) == 1
+
+
+def test_joined_samples_keep_their_cameras(wall_buffer: Buffer) -> None:
+    """Samples of two buffers are seen by the cameras of their own."""
+    one = Samples.from_buffer(wall_buffer)
+    both = Samples.joined([one, one])
+    whole = both.batch(torch.arange(len(both)))
+    points = whole.in_camera(whole.scene_coordinates)
+    pixels = points[:, :2] / points[:, 2:] * whole.intrinsics[:, [0, 1], [0, 1]] + whole.intrinsics[:, :2, 2]
+    assert len(both) == 2 * len(one)
+    assert int(both.view.max()) == 2 * len(one.cam_from_cad) - 1
+    assert float((pixels - whole.pixels).abs().max()) < 0.05

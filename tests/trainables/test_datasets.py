@@ -426,10 +426,11 @@ def test_photographs(scene: SceneConfig, tmp_path: Path) -> None:
 def test_smooth_render_is_exact_and_smooth() -> None:
     """Depth is that of the pixel centres; coverage is the share of the pixel, within the weights' reach."""
     model = model_from_meshes(box_on_plaza()[:1], "box")
-    image = ImageConfig(width_px=96, height_px=64)
     viewpoint = Viewpoint("a", look_at([20.0, -25.0, 6.0], [0.0, 0.0, 4.0], roll_deg=10), pinhole(96, 64, 60.0))
     renderer = RayCastingRenderer()
-    render = building.smooth_render(renderer, model, viewpoint, image, Light())
+    render = building.smooth_render(
+        renderer, model, viewpoint.cad_from_cam, viewpoint.intrinsics, (96, 64), Light()
+    )
     plain = renderer.render(model, viewpoint.cad_from_cam, viewpoint.intrinsics, 96, 64, Light())
     assert np.array_equal(render.depth_m > 0, plain.mask)
     seen = plain.scene_coordinates[plain.mask]

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cadloc.artifacts import load_map, save_map, write_poses
+from cadloc.artifacts import load_map, save_map
 from cadloc.buffer import Buffer
-from cadloc.catalog import test_sets
+from cadloc.catalog import test_sets, validation_domains
 from cadloc.config import TrialConfig
 from cadloc.contract import Progress, TrialContext
 from cadloc.datasets.ace_layout import Dataset
 from cadloc.encoders import build as build_encoder
 from cadloc.encoding import encode_image
-from cadloc.evaluation import Evaluation, evaluate, predict_grid
+from cadloc.evaluation import Evaluation, evaluate, predict_cells
 from cadloc.figures import draw_curves, draw_queries
 from cadloc.geometry import Array, cell_pixels
 from cadloc.heads import build as build_head
@@ -27,6 +27,7 @@ from cadloc.localization import Estimate, localize
 from cadloc.losses import YARDSTICKS
 from cadloc.queries import Queries
 from cadloc.samples import Samples
+from cadloc.testing import keep_answers
 from cadloc.training import Training, mean_loss
 
 
@@ -37,14 +38,16 @@ def train(config: TrialConfig, context: TrialContext) -> Iterator[Progress]:
     and figures in `context.directory`; started there again, it resumes from its last checkpoint.
     """
     torch.set_num_threads(1)  # the same bits whoever runs it; more cores run more trials
-    samples = Samples.from_buffer(Buffer.open(context.stages["buffer"]), context.device)
+    buffers = [Buffer.open(context.stages[f"buffer/{name}"]) for name in config.train_on]
+    samples = Samples.joined([Samples.from_buffer(buffer, context.device) for buffer in buffers])
     head = build_head(config.head, samples.dimensions, config.seed).to(context.device)
     training = Training(head, samples, config, context.directory)
     if not training.resume():
         head.fit(samples, config.seed)
 
-    validation = Queries.open(context.stages["queries/validation"])
-    validation_samples = Samples.from_queries(validation, context.device)
+    domains = validation_domains(config)
+    validations = {name: Queries.open(context.stages[f"queries/validation/{name}"]) for name in domains}
+    validation_samples = {name: Samples.from_queries(queries, context.device) for name, queries in validations.items()}
     card = Dataset.open(context.stages["views/synthetic"]).card
     diameter_m = float(card["building_diameter_m"])
 
@@ -54,20 +57,23 @@ def train(config: TrialConfig, context: TrialContext) -> Iterator[Progress]:
         )
 
     def validate(head: Head) -> Mapping[str, float]:
-        losses = {f"loss_{phase.unit}": mean_loss(head, validation_samples, phase) for phase in YARDSTICKS}
-        return _named("validation/synthetic", {**losses, **test(validation).metrics})
+        metrics: dict[str, float] = {}
+        for name, queries in validations.items():
+            losses = {f"loss_{phase.unit}": mean_loss(head, validation_samples[name], phase) for phase in YARDSTICKS}
+            metrics |= _named(f"validation/{name}", {**losses, **test(queries).metrics})
+        return metrics
 
     for row in training.run(validate):
         yield _progress(training, row)
 
     head.eval()
-    size_px = (validation.width_px, validation.height_px)
+    size_px = (config.views.image.width_px, config.views.image.height_px)
     save_map(context.directory, head, config, size_px, np.array(card["origin_m"]))
     metrics: dict[str, float] = {}
     for name in test_sets(config):
         queries = Queries.open(context.stages[f"queries/{name}"])
         evaluation = test(queries)
-        write_poses(context.directory / f"poses_{name}.csv", queries.names, evaluation.estimates, evaluation.errors)
+        metrics |= _named(f"test/{name}", keep_answers(config, context, name, evaluation.answers(queries)))
         draw_queries(context.directory / "figures" / f"queries_{name}.png", config, context.stages, name, evaluation)
         metrics |= _named(f"test/{name}", evaluation.metrics)
         metrics[f"time/{name}/localization_median_s"] = evaluation.localization_median_s
@@ -89,11 +95,9 @@ def localize_image(map_path: Path, image: NDArray[np.uint8], intrinsics: Array, 
     factors = np.array([width_px / image.shape[1], height_px / image.shape[0], 1.0])
     # Half precision, as the queries of a trial are stored: the map says the same here as there.
     features = encode_image(build_encoder(scene.encoder), np.asarray(resized, np.uint8)).astype(np.float16)
-    predicted = predict_grid(scene.head, features)
-    pixels = cell_pixels(*features.shape[:2])
     return localize(
-        predicted.reshape(-1, 3),
-        pixels.reshape(-1, 2),
+        predict_cells(scene.head, features.reshape(-1, features.shape[-1])),
+        cell_pixels(*features.shape[:2]).reshape(-1, 2),
         factors[:, None] * intrinsics,
         width_px,
         height_px,

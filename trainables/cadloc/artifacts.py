@@ -86,8 +86,17 @@ def load_map(path: Path) -> SceneMap:
         raise InputError(Fault(str(card_path), "map", str(error).splitlines()[0], allowed)) from error
 
 
-def write_poses(path: Path, names: Sequence[str], estimates: Sequence[Estimate], errors: PoseErrors) -> None:
-    """One row per query: `cam_from_cad` as unit quaternion and translation, errors, inliers; no pose, empty fields."""
+def write_poses(
+    path: Path,
+    names: Sequence[str],
+    estimates: Sequence[Estimate],
+    errors: PoseErrors,
+    dcre_mean_share: Array | None = None,
+) -> None:
+    """One row per query: `cam_from_cad` as unit quaternion and translation, errors, inliers; no pose, empty fields.
+
+    Where it is known, the mean DCRE (N,) is given in percent of the image diagonal.
+    """
     rows: list[Mapping[str, object]] = []
     for i, (name, estimate) in enumerate(zip(names, estimates, strict=True)):
         pose = dict.fromkeys(("qw", "qx", "qy", "qz", "tx_m", "ty_m", "tz_m"), "")
@@ -100,6 +109,7 @@ def write_poses(path: Path, names: Sequence[str], estimates: Sequence[Estimate],
                 **pose,
                 "translation_error_m": f"{errors.translation_m[i]:.6g}",
                 "rotation_error_deg": f"{errors.rotation_deg[i]:.6g}",
+                **({} if dcre_mean_share is None else {"dcre_mean_pct": f"{100 * dcre_mean_share[i]:.6g}"}),
                 "inliers": estimate.inliers,
                 "inlier_share": f"{estimate.inlier_share:.4f}",
                 "coverage": f"{estimate.coverage:.4f}",

@@ -8,7 +8,7 @@ they are; each further pass encodes them anew under random scale, rotation, brig
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from cadloc.geometry import Array, cell_pixels, inverse, transform_points, unpro
 from cadloc.parts import join_parts, write_part
 
 VIEWS_PER_CHUNK = 25
+CELL_SHARE = 0.25
+MOST_PASSES = 64
 SCHEMA_VERSION = 1
 _SAMPLE_ARRAYS = ("features", "pixels", "view", "scene_coordinates")
 _VIEW_ARRAYS = ("cam_from_cad", "intrinsics")
@@ -67,11 +69,12 @@ def build_chunk(config: Mapping[str, Json], inputs: Mapping[str, Path], director
     settings = BufferConfig.model_validate(config["buffer"])
     encoder = process_encoder(canonical(config["encoder"]))
     views = _views(inputs)
+    passes = passes_of(settings, views)
     first = chunk * VIEWS_PER_CHUNK
     encoded = [
-        _samples(encoder, views[i], settings, i * settings.passes + p, len(views))
+        _samples(encoder, views[i], settings, i * passes + p, (passes, len(views)))
         for i in range(first, min(first + VIEWS_PER_CHUNK, len(views)))
-        for p in range(settings.passes)
+        for p in range(passes)
     ]
     part = {name: np.concatenate([item[name] for item in encoded]) for name in _SAMPLE_ARRAYS}
     write_part(directory, chunk, part | {name: np.stack([item[name] for item in encoded]) for name in _VIEW_ARRAYS})
@@ -92,6 +95,18 @@ def finish(config: Mapping[str, Json], inputs: Mapping[str, Path], directory: Pa
         **config,
     }
     (directory / "buffer.json").write_text(json.dumps(card, indent=2) + "\n")
+
+
+def passes_of(settings: BufferConfig, views: Sequence[View]) -> int:
+    """How often each view is encoded. `enough` are two passes, or as many as give the samples, up to `MOST_PASSES`.
+
+    A pass is counted on for a quarter of a view's cells: more of one augmented image would teach little new.
+    """
+    if settings.passes != "enough":
+        return settings.passes
+    cells = sum(int(np.prod([side // STRIDE for side in view.image_size_px])) for view in views)
+    wanted = -(-settings.samples // max(1, int(cells * CELL_SHARE)))
+    return max(2, min(wanted, MOST_PASSES))
 
 
 def quota(samples: int, view: int, views: int) -> int:
@@ -118,13 +133,16 @@ def _views(inputs: Mapping[str, Path]) -> tuple[View, ...]:
     return Dataset.open(inputs["views"]).views("mapping")
 
 
-def _samples(encoder: Encoder, view: View, settings: BufferConfig, index: int, views: int) -> dict[str, NDArray[Any]]:
-    """Samples of augmented view `index` of `views · passes`, each cell at most once, and its pose and intrinsics."""
-    image, warp, generator = augmented(view, settings, index % settings.passes)
+def _samples(
+    encoder: Encoder, view: View, settings: BufferConfig, index: int, passes_and_views: tuple[int, int]
+) -> dict[str, NDArray[Any]]:
+    """Samples of augmented view `index` of all, each cell at most once, and its pose and intrinsics."""
+    passes, views = passes_and_views
+    image, warp, generator = augmented(view, settings, index % passes)
     pixels = cell_pixels(warp.height_px // STRIDE, warp.width_px // STRIDE).reshape(-1, 2)
     depth_m = image_depth_m(view, warp.original_pixels(pixels, view.intrinsics))
     known = np.flatnonzero(np.isfinite(depth_m))
-    wanted = min(len(known), quota(settings.samples, index, views * settings.passes))
+    wanted = min(len(known), quota(settings.samples, index, views * passes))
     chosen = np.sort(generator.choice(known, wanted, replace=False))
     cam_from_cad = warp.warped_from_cam @ inverse(view.cad_from_cam)
     points_cam = unproject(pixels[chosen], depth_m[chosen], warp.intrinsics)

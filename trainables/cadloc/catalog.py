@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from pydantic import BaseModel
+
 from cadloc.cad_files import referenced_files
-from cadloc.config import CadConfig, SceneConfig, TrialConfig
+from cadloc.config import CadConfig, Domain, PhotosConfig, SceneConfig, TrialConfig, scene_viewpoints
 from cadloc.contract import StageBuilder, StageSpec, Trainable
 
 
@@ -20,13 +22,18 @@ class TrainableEntry:
     function: str
 
 
-TRAINABLES: dict[str, TrainableEntry] = {"ace": TrainableEntry("cadloc.ace:train")}
+TRAINABLES: dict[str, TrainableEntry] = {
+    "ace": TrainableEntry("cadloc.ace:train"),
+    "render_and_match": TrainableEntry("cadloc.render_and_match:train"),
+}
 
 # kind -> (module that builds it, version of its code: raise it when its output changes)
 STAGES: dict[str, tuple[str, str]] = {
     "views": ("cadloc.datasets.building", "1"),
-    "buffer": ("cadloc.buffer", "1"),
-    "queries": ("cadloc.queries", "1"),
+    "photos": ("cadloc.datasets.photos", "1"),
+    "gt_poses": ("cadloc.datasets.gt_poses", "1"),
+    "buffer": ("cadloc.buffer", "2"),
+    "queries": ("cadloc.queries", "2"),
 }
 
 POSE_METRICS: tuple[str, ...] = (
@@ -44,6 +51,26 @@ POSE_METRICS: tuple[str, ...] = (
     "failures",
 )
 """Metrics of every query set (`cadloc.metrics` computes them)."""
+
+DCRE_METRICS: tuple[str, ...] = (
+    "dcre_mean_median_pct",
+    "dcre_max_median_pct",
+    "dcre_recall_5pct",
+    "dcre_recall_10pct",
+    "dcre_recall_20pct",
+    "dcre_recall_30pct",
+    "dcre_max_recall_5pct",
+    "dcre_max_recall_10pct",
+    "dcre_max_recall_20pct",
+    "dcre_max_recall_30pct",
+    "dcre_cadloc_recall_10pct",
+    "dcre_cadloc_recall_20pct",
+    "dcre_cadloc_recall_30pct",
+)
+"""Metrics of photos and of renders at their poses, beside `POSE_METRICS` (`cadloc.dcre` computes them)."""
+
+PAIRED_DOMAINS: tuple[Domain, ...] = ("real", "gt_poses")
+"""Domains that only scenes with photos have: the photos, and renders at their poses."""
 
 
 def trainable(name: str) -> Trainable:
@@ -70,31 +97,47 @@ def _named_object(place: str) -> Any:
 def stages_of(config: TrialConfig) -> dict[str, StageSpec]:
     """The stages a trial reads, by role.
 
-    `views` (mapping, validation, query splits), `buffer`, `queries/validation`, and for each test set D
-    `views/D` and `queries/D`, D being a domain or one of the scene's own query sets. A user's own trainable
-    `module:function` reads what `stages_of(config)` of its module says, or nothing where there is no such function.
+    `views/D` for every domain and query set D that it trains or is tested on (`views/synthetic` always), `buffer/D`
+    for every domain it trains on, `queries/D` for every test set, and `queries/validation/D` for every domain it is
+    validated on. A user's own trainable `module:function` reads what `stages_of(config)` of its module says, or
+    nothing where there is no such function.
     """
     if ":" in config.trainable:
         module = importlib.import_module(config.trainable.split(":", 1)[0])
         return dict(module.stages_of(config)) if hasattr(module, "stages_of") else {}
-    views = {name: _views(config, name) for name in ("synthetic", *test_sets(config))}
+    wanted = ("synthetic", *config.train_on, *validation_domains(config), *test_sets(config))
+    views = {name: views_stage(config, name) for name in dict.fromkeys(wanted)}
     stages = {f"views/{name}": spec for name, spec in views.items()}
-    stages["buffer"] = _stage(
-        "buffer",
-        {"encoder": _dump(config.encoder), "buffer": _dump(config.buffer)},
-        {"views": views["synthetic"]},
-        _weights(config),
-    )
-    stages["queries/validation"] = _queries(config, views["synthetic"], "validation")
+    if config.trainable == "ace":
+        stages |= {f"buffer/{name}": _buffer(config, views[name]) for name in config.train_on}
+    for domain in validation_domains(config):
+        stages[f"queries/validation/{domain}"] = _queries(config, views[domain], "validation")
     for name in test_sets(config):
         stages[f"queries/{name}"] = _queries(config, views[name], "query")
     return stages
 
 
+def views_stage(config: TrialConfig, name: str) -> StageSpec:
+    """The stage that makes the views of a domain or of one of the scene's query sets."""
+    match name:
+        case "real":
+            return _photos(config)
+        case "gt_poses":
+            return _renders_at_photo_poses(config)
+        case _:
+            return _renders(config, name)
+
+
+def validation_domains(config: TrialConfig) -> tuple[Domain, ...]:
+    """Domains whose validation views a trial is measured on during training."""
+    return ("synthetic",) if config.scene.photos is None else ("synthetic", "real")
+
+
 def test_sets(config: TrialConfig) -> tuple[str, ...]:
-    """Names of the query sets a trial is tested on: its domains, then the scene's own query sets."""
-    domains = [name for name in config.domains if name != "photo" or config.scene.built_in]
-    return (*domains, *config.scene.query_sets)
+    """Names of the query sets a trial is tested on: its domains as far as the scene has them, then its query sets."""
+    scene = config.scene
+    exist = {"synthetic": True, "photo": scene.built_in, **dict.fromkeys(PAIRED_DOMAINS, scene.photos is not None)}
+    return (*(name for name in config.domains if exist[name]), *scene.query_sets)
 
 
 def reported_metrics(config: TrialConfig) -> frozenset[str] | None:
@@ -106,18 +149,61 @@ def reported_metrics(config: TrialConfig) -> frozenset[str] | None:
         module = importlib.import_module(config.trainable.split(":", 1)[0])
         return frozenset(module.reported_metrics(config)) if hasattr(module, "reported_metrics") else None
     tests = {f"test/{name}/{metric}" for name in test_sets(config) for metric in POSE_METRICS}
-    validations = {f"validation/synthetic/{metric}" for metric in (*POSE_METRICS, "loss_m", "loss_px")}
+    pairs = set(test_sets(config)) & set(PAIRED_DOMAINS)
+    tests |= {f"test/{name}/{metric}" for name in pairs for metric in DCRE_METRICS}
+    kinds = (*POSE_METRICS, *(("loss_m", "loss_px") if config.trainable == "ace" else ()))
+    validations = {f"validation/{name}/{metric}" for name in validation_domains(config) for metric in kinds}
     times = {"time/training_s", *(f"time/{name}/localization_median_s" for name in test_sets(config))}
-    training = {f"train/{name}" for name in ("loss_m", "loss_px", "own_loss", "samples_seen")}
+    training: set[str] = set()
+    if config.trainable == "ace":
+        training = {f"train/{name}" for name in ("loss_m", "loss_px", "own_loss", "samples_seen")}
     return frozenset({*training, *times, *tests, *validations})
 
 
-def _views(config: TrialConfig, name: str) -> StageSpec:
+def _renders(config: TrialConfig, name: str) -> StageSpec:
     # Only the query set that is rendered: another one added to the scene leaves these views as they are.
     sets = {key: value for key, value in config.scene.query_sets.items() if key == name}
-    scene = config.scene.model_copy(update={"query_sets": sets})
-    slice_ = {"scene": _dump(scene), "views": _dump(config.views), "source": name}
+    plain: dict[str, Any] = {"query_sets": sets, "photos": None, "metric": True, "depth_range_m": None}
+    scene = config.scene.model_copy(update={**plain, "viewpoints": {}})
+    viewpoints = scene_viewpoints(config.views.viewpoints, config.scene)
+    views = _dump(config.views.model_copy(update={"viewpoints": viewpoints}), exclude={"gt_poses"})
+    slice_ = {"scene": _dump(scene), "views": views, "source": name}
     return _stage("views", slice_, {}, _scene_files(scene))
+
+
+def _photos(config: TrialConfig) -> StageSpec:
+    photos = config.scene.photos
+    assert photos is not None
+    scene = _place_of_photos(config.scene).model_copy(update={"photos": photos})
+    image = config.views.image
+    slice_ = {
+        "scene": _dump(scene),
+        "short_side_px": min(image.width_px, image.height_px),
+        "backend": config.views.backend,
+    }
+    return _stage("photos", slice_, {}, (*_scene_files(scene), *photo_files(photos)))
+
+
+def _renders_at_photo_poses(config: TrialConfig) -> StageSpec:
+    views = config.views
+    slice_ = {
+        "scene": _dump(_place_of_photos(config.scene), exclude={"photos"}),
+        "gt_poses": _dump(views.gt_poses),
+        "randomisation": _dump(views.randomisation),
+        "backend": views.backend,
+        "seed": views.seed,
+    }
+    return _stage("gt_poses", slice_, {"photos": _photos(config)}, _scene_files(config.scene))
+
+
+def _place_of_photos(scene: SceneConfig) -> SceneConfig:
+    """The scene as far as its photos depend on it."""
+    return SceneConfig(name=scene.name, cad=scene.cad, depth_range_m=scene.depth_range_m)
+
+
+def _buffer(config: TrialConfig, views: StageSpec) -> StageSpec:
+    slice_ = {"encoder": _dump(config.encoder), "buffer": _dump(config.buffer)}
+    return _stage("buffer", slice_, {"views": views}, _weights(config))
 
 
 def _queries(config: TrialConfig, views: StageSpec, split: str) -> StageSpec:
@@ -128,8 +214,8 @@ def _stage(kind: str, config: Mapping[str, Any], inputs: Mapping[str, StageSpec]
     return StageSpec(kind, STAGES[kind][1], config, inputs, files)
 
 
-def _dump(settings: Any) -> Any:
-    return settings.model_dump(mode="json")
+def _dump(settings: BaseModel, exclude: set[str] | None = None) -> Any:
+    return settings.model_dump(mode="json", exclude=exclude)
 
 
 def _weights(config: TrialConfig) -> tuple[Path, ...]:
@@ -145,6 +231,12 @@ def _scene_files(scene: SceneConfig) -> tuple[Path, ...]:
         files += _cad_files(query_set.cad)
         files += [Path(query_set.registration)] if query_set.registration else []
     return tuple(files)
+
+
+def photo_files(photos: PhotosConfig) -> tuple[Path, ...]:
+    """Files and folders whose content decides what the photos are: images, reconstruction, registration, splits."""
+    named = (photos.registration, photos.splits.mapping, photos.splits.validation, photos.splits.query)
+    return (Path(photos.images), Path(photos.reconstruction), *(Path(place) for place in named if place is not None))
 
 
 def _cad_files(cad: CadConfig) -> tuple[Path, ...]:

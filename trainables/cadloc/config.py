@@ -110,7 +110,7 @@ class SceneConfig(Settings):
     depth_range_m: Annotated[tuple[NonNegative, Positive], Ascending] | None = None
     """Depths of photos, and of renders at their poses, that are taken for true; others count as unknown."""
     viewpoints: Mapping[str, Any] = {}
-    """Keys of `views.viewpoints` that this place decides (the sector one can stand in, say); they win over a space's."""
+    """Keys of `views.viewpoints` that this place decides (such as the sector to stand in); they win over a space's."""
 
     @model_validator(mode="after")
     def _viewpoints_exist(self) -> SceneConfig:
@@ -288,9 +288,9 @@ class BufferConfig(Settings):
 
     samples: Count = 1_000_000
     """At most: a view gives no more than the cells in which it sees the model."""
-    passes: Count = 2
-    """How often every mapping view is encoded at least, each time with fresh augmentation; the first pass is plain.
-    Few views are encoded as often as `samples` needs (`cadloc.buffer.passes_needed`)."""
+    passes: Count | Literal["enough"] = 2
+    """How often every mapping view is encoded, each time with fresh augmentation; the first pass is plain. `enough`:
+    as often as `samples` needs, however few the views are (`cadloc.buffer.passes_of`)."""
     augmentation: AugmentationConfig = AugmentationConfig()
     seed: Seed = 0
 
@@ -387,6 +387,8 @@ class SiftFeatures(Settings):
     ratio: OpenFraction = 0.85
     upright: bool = True
     """Descriptors without orientation: photos and renders are upright."""
+    contrast_limit: Positive | None = None
+    """Clip limit of the adaptive histogram equalisation before detection. None: images as they are."""
 
 
 class EncoderFeatures(Settings):
@@ -415,6 +417,12 @@ class MatchingConfig(Settings):
     """Renders a query is matched with: the nearest by global descriptor."""
     refinements: Annotated[int, Field(ge=0, le=10)] = 1
     """How often the model is rendered at the estimate and matched again."""
+    near_px: Positive = 48.0
+    """How far from its pixel in that render a match is looked for, for an image of 480 px short side."""
+    threshold_px: Positive = 8.0
+    """Inlier threshold of the poses, likewise; `localization.threshold_px` is for scene coordinates of a head."""
+    max_iterations: Count = 20_000
+    """Of the pose solver: among matches across the gap from photo to render, few are right."""
 
 
 class TrialConfig(Settings):

@@ -106,7 +106,7 @@ class StageSpec:
                 "code_version": self.code_version,
                 "config": _without_paths(self.config),
                 "inputs": {role: spec.key for role, spec in self.inputs.items()},
-                "files": [file_digest(path) for path in self.files],
+                "files": [content_digest(path) for path in self.files],
             }
         )
 
@@ -129,8 +129,8 @@ class StageBuilder(Protocol):
 
 StageResolver: TypeAlias = Callable[[Any], Mapping[str, StageSpec]]
 
-PATH_KEYS = frozenset({"path", "registration", "weights"})
-"""Configuration keys that hold a file's place: identity comes from the file's content, not its place."""
+PATH_KEYS = frozenset({"path", "registration", "weights", "images", "reconstruction", "mapping", "validation", "query"})
+"""Configuration keys that may hold a file's or folder's place: identity comes from its content, not its place."""
 
 
 def canonical(value: Json) -> str:
@@ -149,6 +149,24 @@ def file_digest(path: Path) -> str:
     return _file_digest(str(path), stat.st_size, stat.st_mtime_ns)
 
 
+def files_below(path: Path) -> tuple[Path, ...]:
+    """The file itself, or all files below a folder, sorted; hidden ones are not content."""
+    if not path.is_dir():
+        return (path,)
+    found = (place for place in path.rglob("*") if place.is_file())
+    return tuple(sorted(place for place in found if not place.name.startswith(".")))
+
+
+def content_digest(path: Path) -> str:
+    """SHA-256 of a file, or over the relative names and contents of all files below a folder."""
+    if not path.is_dir():
+        return file_digest(path)
+    whole = hashlib.sha256()
+    for place in files_below(path):
+        whole.update(f"{place.relative_to(path).as_posix()}\0{file_digest(place)}\n".encode())
+    return whole.hexdigest()
+
+
 @lru_cache(maxsize=4096)
 def _file_digest(path: str, _size: int, _mtime_ns: int) -> str:
     with open(path, "rb") as file:
@@ -165,8 +183,8 @@ def identity(config: Json) -> Json:
 
 
 def _path_identity(key: str, value: Json) -> Json:
-    if key in PATH_KEYS and isinstance(value, str) and Path(value).is_file():
-        return f"sha256:{file_digest(Path(value))}"
+    if key in PATH_KEYS and isinstance(value, str) and "/" in value and Path(value).exists():
+        return f"sha256:{content_digest(Path(value))}"
     return identity(value)
 
 

@@ -13,16 +13,23 @@ from cadloc.heads.head import Head
 from cadloc.localization import Estimate, localize
 from cadloc.metrics import PoseErrors, coordinate_error_median_m, summary
 from cadloc.queries import Queries
+from cadloc.testing import Answer
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What a head says of V queries: scene coordinates (V, rows, cols, 3) float32, estimates, errors, metrics."""
+    """What a head says of V queries: scene coordinates (N, 3) float32 of all cells, estimates, errors, metrics."""
 
     scene_coordinates: NDArray[np.float32]
     estimates: tuple[Estimate, ...]
     errors: PoseErrors
     metrics: dict[str, float]
+
+    def answers(self, queries: Queries) -> list[Answer]:
+        """Per query of those evaluated: its estimate, and the cells and points it was found from."""
+        points = (self.scene_coordinates[queries.cells(i)].astype(np.float64) for i in range(len(queries)))
+        pixels = (queries.pixels(i) for i in range(len(queries)))
+        return [Answer(*each) for each in zip(self.estimates, pixels, points, strict=True)]
 
     @property
     def localization_median_s(self) -> float:
@@ -34,19 +41,17 @@ def evaluate(
     head: Head, queries: Queries, config: LocalizationConfig, *, diameter_m: float, seed: int, device: str = "cpu"
 ) -> Evaluation:
     """Localizes every query; `diameter_m` is the scene's, for the metrics that are relative to it."""
-    predicted = np.stack([predict_grid(head, queries.features[i], device) for i in range(len(queries))])
-    pixels = queries.pixels.reshape(-1, 2)
-    size = (queries.width_px, queries.height_px)
+    predicted = [predict_cells(head, queries.features[queries.cells(i)], device) for i in range(len(queries))]
     estimates = tuple(
-        localize(predicted[i].reshape(-1, 3), pixels, queries.intrinsics[i], *size, config, seed)
-        for i in range(len(queries))
+        localize(points, queries.pixels(i), queries.intrinsics[i], width_px, height_px, config, seed)
+        for i, (points, (width_px, height_px)) in enumerate(zip(predicted, queries.sizes_px.tolist(), strict=True))
     )
+    points = np.concatenate(predicted)
     errors = PoseErrors.of(estimates, queries.cam_from_cad)
-    coordinate_error_m = coordinate_error_median_m(predicted, queries.scene_coordinates)
-    return Evaluation(predicted, estimates, errors, summary(errors, estimates, coordinate_error_m, diameter_m))
+    coordinate_error_m = coordinate_error_median_m(points, queries.scene_coordinates)
+    return Evaluation(points, estimates, errors, summary(errors, estimates, coordinate_error_m, diameter_m))
 
 
-def predict_grid(head: Head, features: NDArray[np.floating], device: str = "cpu") -> NDArray[np.float32]:
-    """Scene coordinates (rows, cols, 3) in `cad` of a grid of features (rows, cols, C)."""
-    cells = torch.from_numpy(np.array(features)).reshape(-1, features.shape[-1]).to(device)
-    return np.asarray(head.predict(cells).cpu().numpy()).reshape(*features.shape[:2], 3)
+def predict_cells(head: Head, features: NDArray[np.floating], device: str = "cpu") -> NDArray[np.float32]:
+    """Scene coordinates (N, 3) in `cad` of features (N, C)."""
+    return np.asarray(head.predict(torch.from_numpy(np.array(features)).to(device)).cpu().numpy())

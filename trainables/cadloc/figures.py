@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +14,14 @@ from numpy.typing import NDArray
 
 from cadloc.artifacts import write_bytes
 from cadloc.cad import CadModel
-from cadloc.config import SceneConfig, TrialConfig
-from cadloc.contract import canonical
+from cadloc.config import TrialConfig
 from cadloc.datasets.ace_layout import Dataset, View
 from cadloc.evaluation import Evaluation
 from cadloc.geometry import Array
 from cadloc.localization import Estimate
 from cadloc.queries import Queries
 from cadloc.rendering import Light, process_renderer
-from cadloc.scene_models import load_scene_model
+from cadloc.scene_models import kept_scene_model
 
 OVERLAY_WEIGHT = 0.55
 
@@ -56,18 +54,19 @@ def draw_queries(
     """
     queries = Queries.open(stages[f"queries/{name}"])
     views = {view.name: view for view in Dataset.open(stages[f"views/{name}"]).views("query")}
-    model = _scene_model(canonical(config.scene.model_dump(mode="json")))
+    model = kept_scene_model(config.scene)
     order = np.argsort(evaluation.errors.translation_m, kind="stable")
     shown = list(dict.fromkeys(order[[0, len(order) // 2, -1]].tolist()))
     figure = Figure(figsize=(13, 2.7 * len(shown)), layout="constrained")
     for axes, i in zip(figure.subplots(len(shown), 4, squeeze=False), shown, strict=True):
-        true = queries.scene_coordinates[i]
+        true = queries.on_grid(i, queries.scene_coordinates[queries.cells(i)])
+        predicted = queries.on_grid(i, evaluation.scene_coordinates[queries.cells(i)])
         known = np.isfinite(true).all(axis=-1)
         view = views[queries.names[i]]
         pictures = {
             queries.names[i]: view.read_image(),
             "scene coordinates": _coloured(true, model.bounds, known),
-            "predicted": _coloured(evaluation.scene_coordinates[i], model.bounds, known),
+            "predicted": _coloured(predicted, model.bounds, known),
             _title(evaluation, i): _overlaid(view, evaluation.estimates[i], model, config),
         }
         for place, (title, picture) in zip(axes, pictures.items(), strict=True):
@@ -104,12 +103,6 @@ def _title(evaluation: Evaluation, i: int) -> str:
     if evaluation.estimates[i].cad_from_cam is None:
         return "not localized"
     return f"{evaluation.errors.translation_m[i]:.2f} m, {evaluation.errors.rotation_deg[i]:.2f} deg"
-
-
-@lru_cache(maxsize=2)
-def _scene_model(scene: str) -> CadModel:
-    """The CAD model of a scene given as canonical JSON; kept, as a process runs many trials of few scenes."""
-    return load_scene_model(SceneConfig.model_validate_json(scene), "synthetic")
 
 
 def _save(figure: Figure, path: Path) -> None:

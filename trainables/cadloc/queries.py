@@ -22,41 +22,55 @@ from cadloc.parts import join_parts, write_part
 __all__ = ["Queries", "build_chunk", "chunks", "encode_image", "finish"]
 
 VIEWS_PER_CHUNK = 25
-SCHEMA_VERSION = 1
-_ARRAYS = ("features", "scene_coordinates", "cam_from_cad", "intrinsics")
+SCHEMA_VERSION = 2
+_CELL_ARRAYS = ("features", "scene_coordinates")
+_IMAGE_ARRAYS = ("cam_from_cad", "intrinsics", "sizes_px")
 
 
 @dataclass(frozen=True)
 class Queries:
-    """V encoded images of one size, in the order of `names`.
+    """V encoded images, each of its own size, in the order of `names`; their cells one after another, row by row.
 
-    `features` (V, rows, cols, C) float16 and `scene_coordinates` (V, rows, cols, 3) float32 (NaN where unknown) are
-    memory-mapped; `cam_from_cad` (V, 4, 4) and `intrinsics` (V, 3, 3) are float64.
+    `features` (N, C) float16 and `scene_coordinates` (N, 3) float32 (NaN where unknown) are memory-mapped;
+    `cam_from_cad` (V, 4, 4) and `intrinsics` (V, 3, 3) are float64, `sizes_px` (V, 2) is width and height.
     """
 
     names: tuple[str, ...]
-    width_px: int
-    height_px: int
     features: NDArray[np.float16]
     scene_coordinates: NDArray[np.float32]
     cam_from_cad: Array
     intrinsics: Array
+    sizes_px: NDArray[np.int64]
 
     @classmethod
     def open(cls, directory: Path) -> Queries:
         """The finished stage below `directory`."""
         card = json.loads((directory / "queries.json").read_text())
-        mapped = (np.load(directory / f"{name}.npy", mmap_mode="r") for name in _ARRAYS[:2])
-        loaded = (np.load(directory / f"{name}.npy") for name in _ARRAYS[2:])
-        return cls(tuple(card["names"]), card["width_px"], card["height_px"], *mapped, *loaded)
+        mapped = (np.load(directory / f"{name}.npy", mmap_mode="r") for name in _CELL_ARRAYS)
+        loaded = (np.load(directory / f"{name}.npy") for name in _IMAGE_ARRAYS)
+        return cls(tuple(card["names"]), *mapped, *loaded)
 
     def __len__(self) -> int:
         return len(self.names)
 
     @property
-    def pixels(self) -> Array:
-        """Pixel (rows, cols, 2) that each cell looks at, the same in every image."""
-        return cell_pixels(self.features.shape[1], self.features.shape[2], STRIDE)
+    def grids(self) -> NDArray[np.int64]:
+        """Rows and columns (V, 2) of cells per image."""
+        return self.sizes_px[:, ::-1] // STRIDE
+
+    def cells(self, image: int) -> slice:
+        """Where the image's cells are among all N."""
+        ends = np.cumsum(self.grids.prod(axis=1))
+        return slice(int(ends[image] - self.grids[image].prod()), int(ends[image]))
+
+    def pixels(self, image: int) -> Array:
+        """Pixel (rows · cols, 2) that each cell of the image looks at."""
+        rows, columns = self.grids[image].tolist()
+        return cell_pixels(rows, columns, STRIDE).reshape(-1, 2)
+
+    def on_grid(self, image: int, cells: NDArray[Any]) -> NDArray[Any]:
+        """Values of the image's cells (rows · cols, …) as a picture (rows, cols, …)."""
+        return cells.reshape(*self.grids[image], *cells.shape[1:])
 
 
 def chunks(config: Mapping[str, Json], inputs: Mapping[str, Path]) -> int:
@@ -69,20 +83,17 @@ def build_chunk(config: Mapping[str, Json], inputs: Mapping[str, Path], director
     views = _views(config, inputs)[chunk * VIEWS_PER_CHUNK : (chunk + 1) * VIEWS_PER_CHUNK]
     encoder = process_encoder(canonical(config["encoder"]))
     encoded = [_encoded(encoder, view) for view in views]
-    write_part(directory, chunk, {name: np.stack([item[name] for item in encoded]) for name in _ARRAYS})
+    cells = {name: np.concatenate([item[name] for item in encoded]) for name in _CELL_ARRAYS}
+    write_part(directory, chunk, cells | {name: np.stack([item[name] for item in encoded]) for name in _IMAGE_ARRAYS})
     return len(views)
 
 
 def finish(config: Mapping[str, Json], inputs: Mapping[str, Path], directory: Path) -> None:
     """Joins the groups and writes `queries.json`."""
-    views = _views(config, inputs)
-    join_parts(directory, chunks(config, inputs), _ARRAYS)
-    width, height = views[0].image_size_px
+    join_parts(directory, chunks(config, inputs), (*_CELL_ARRAYS, *_IMAGE_ARRAYS))
     card = {
         "schema_version": SCHEMA_VERSION,
-        "names": [view.name for view in views],
-        "width_px": width,
-        "height_px": height,
+        "names": [view.name for view in _views(config, inputs)],
         "encoder": config["encoder"],
         "split": config["split"],
     }
@@ -90,25 +101,23 @@ def finish(config: Mapping[str, Json], inputs: Mapping[str, Path], directory: Pa
 
 
 def _views(config: Mapping[str, Json], inputs: Mapping[str, Path]) -> tuple[View, ...]:
-    """The split's views; InputError when there are none, or their images differ in size."""
+    """The split's views; InputError when there are none."""
     views = Dataset.open(inputs["views"]).views(config["split"])
     if not views:
         raise InputError(Fault(str(inputs["views"]), config["split"], "no views", "at least one"))
-    sizes = sorted({view.image_size_px for view in views})
-    if len(sizes) > 1:
-        found = ", ".join(f"{width} x {height} px" for width, height in sizes)
-        raise InputError(Fault(str(inputs["views"]), config["split"], found, "images of one size"))
     return views
 
 
 def _encoded(encoder: Encoder, view: View) -> dict[str, NDArray[Any]]:
-    features = encode_image(encoder, view.read_image())
+    image = view.read_image()
+    features = encode_image(encoder, image)
     pixels = cell_pixels(*features.shape[:2]).reshape(-1, 2)
     depth_m = image_depth_m(view, pixels) if view.depth_path is not None else np.full(len(pixels), np.nan)
     points_cad = transform_points(view.cad_from_cam, unproject(pixels, depth_m, view.intrinsics))
     return {
-        "features": features.astype(np.float16),
-        "scene_coordinates": points_cad.reshape(*features.shape[:2], 3).astype(np.float32),
+        "features": features.reshape(len(pixels), -1).astype(np.float16),
+        "scene_coordinates": points_cad.astype(np.float32),
         "cam_from_cad": inverse(view.cad_from_cam),
         "intrinsics": view.intrinsics,
+        "sizes_px": np.array(image.shape[1::-1], np.int64),
     }

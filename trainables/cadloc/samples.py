@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +16,7 @@ from cadloc.buffer import Buffer
 from cadloc.contract import Fault, InputError
 from cadloc.queries import Queries
 
+_JOINED = ("features", "pixels", "scene_coordinates", "cam_from_cad", "intrinsics")
 _SHUFFLE_SALT = 8191
 """Sets the generator of the order of samples apart from all others that start from the same seed."""
 
@@ -83,15 +85,27 @@ class Samples:
         )
 
     @classmethod
+    def joined(cls, parts: Sequence[Samples]) -> Samples:
+        """The samples of several buffers as one: cameras are numbered on."""
+        if len(parts) == 1:
+            return parts[0]
+        starts = np.cumsum([0, *(len(part.cam_from_cad) for part in parts)])
+        view = torch.cat([part.view + int(start) for part, start in zip(parts, starts[:-1], strict=True)])
+        joined = (torch.cat([getattr(part, name) for part in parts]) for name in _JOINED)
+        features, pixels, scene_coordinates, cam_from_cad, intrinsics = joined
+        return cls(features, pixels, view, scene_coordinates, cam_from_cad, intrinsics)
+
+    @classmethod
     def from_queries(cls, queries: Queries, device: str = "cpu") -> Samples:
         """The cells of encoded images whose scene coordinate is known: on them, losses can be validated."""
-        known = np.isfinite(queries.scene_coordinates).all(axis=-1)  # (V, rows, cols)
-        view, row, column = np.nonzero(known)
+        known = np.isfinite(queries.scene_coordinates).all(axis=-1)  # (N,)
+        pixels = np.concatenate([queries.pixels(image) for image in range(len(queries))])
+        view = np.repeat(np.arange(len(queries)), queries.grids.prod(axis=1))
         return cls._of(
             device,
             queries.features[known],
-            queries.pixels[row, column],
-            view,
+            pixels[known],
+            view[known],
             queries.scene_coordinates[known],
             queries.cam_from_cad,
             queries.intrinsics,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
+from functools import lru_cache
 
 import numpy as np
 
 from cadloc.cad import CadModel, load_cad, model_from_meshes
-from cadloc.config import QuerySetConfig, SceneConfig
-from cadloc.contract import Fault, InputError
+from cadloc.config import SceneConfig
+from cadloc.contract import canonical, identity
 from cadloc.geometry import Array, Similarity
+from cadloc.registration import own_axes, read_similarity
 
 
 def load_scene_model(scene: SceneConfig, source: str) -> CadModel:
@@ -32,30 +33,21 @@ def load_scene_model(scene: SceneConfig, source: str) -> CadModel:
     query_set = scene.query_sets[source]
     other = load_cad(query_set.cad)
     scene_from_own = np.eye(4) if scene.cad is None else own_axes(load_cad(scene.cad))
-    return moved(other, scene_from_own @ registration(query_set, source) @ np.linalg.inv(own_axes(other)))
+    registration = read_similarity(query_set.registration, f"query_sets.{source}.registration")
+    return moved(other, scene_from_own @ registration.matrix @ np.linalg.inv(own_axes(other)))
 
 
-def own_axes(model: CadModel) -> Array:
-    """`cad_from_own` (4, 4), rigid: from the file's own axes, in metres, to `cad`: turned upright, origin taken off."""
-    cad_from_own = model.cad_from_file.copy()
-    cad_from_own[:3, :3] /= np.cbrt(np.linalg.det(cad_from_own[:3, :3]))
-    return cad_from_own
+def kept_scene_model(scene: SceneConfig) -> CadModel:
+    """The scene's own CAD model; kept, as a process runs many trials of few scenes."""
+    shown = scene.model_copy(update={"query_sets": {}, "photos": None, "viewpoints": {}})
+    dumped = shown.model_dump(mode="json")
+    return _kept_model(canonical(dumped), canonical(identity(dumped)))
 
 
-def registration(query_set: QuerySetConfig, name: str) -> Array:
-    """`scene_from_this` (4, 4), a similarity between both files' own axes in metres; InputError when it is none."""
-    if query_set.registration is None:
-        return np.eye(4)
-    path = Path(query_set.registration)
-    try:
-        lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
-        matrix = np.array([[float(word) for word in line] for line in lines])
-        if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or not np.array_equal(matrix[3], [0, 0, 0, 1]):
-            raise ValueError("not a 4×4 matrix of finite numbers with the last row 0 0 0 1")
-        return Similarity.from_matrix(matrix).matrix
-    except (OSError, ValueError) as error:
-        allowed = "a text file with a 4×4 similarity: x_scene = M · x_this"
-        raise InputError(Fault(str(path), f"query_sets.{name}.registration", str(error), allowed)) from error
+# The second argument tells a changed file from the one of the same name before.
+@lru_cache(maxsize=2)
+def _kept_model(scene: str, _identity: str) -> CadModel:
+    return load_scene_model(SceneConfig.model_validate_json(scene), "synthetic")
 
 
 def moved(model: CadModel, dst_from_cad: Array) -> CadModel:

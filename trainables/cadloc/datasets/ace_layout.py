@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cadloc.contract import Fault, InputError
 from cadloc.datasets.posed_files import check_pose, files_by_name, image_size_px, read_intrinsics, read_numbers
-from cadloc.geometry import Array, transform_points, unproject
+from cadloc.geometry import Array, inverse, transform_points, unproject
 
 Split: TypeAlias = Literal["mapping", "validation", "query"]
 
@@ -154,6 +154,12 @@ def depth_step_m(farthest_m: float) -> float:
         if farthest_m <= step * LARGEST_STEP:
             return step
     raise ValueError(f"a depth of {farthest_m:.0f} m does not fit 16 bits in steps of {_DEPTH_STEPS_M[-1]} m")
+
+
+def farthest_m(bounds: Array, cad_from_cam: Array) -> float:
+    """Depth that nothing within `bounds` (2, 3) exceeds in the views (V, 4, 4): that of the farthest corner."""
+    corners = np.array(np.meshgrid(*bounds.T)).reshape(3, -1).T
+    return float(transform_points(inverse(cad_from_cam), corners)[..., 2].max())
 
 
 def write_view(

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from cadloc.appearance import Image, Pixels, draw_light, randomised, view_generator
 from cadloc.cad import CadModel
 from cadloc.catalog import STAGES
-from cadloc.config import ImageConfig, SceneConfig, ViewsConfig
+from cadloc.config import SceneConfig, ViewsConfig
 from cadloc.contract import Fault, InputError, Json, canonical, identity
-from cadloc.datasets.ace_layout import FOLDERS, Split, depth_step_m, write_card, write_view
-from cadloc.geometry import inverse, transform_points
+from cadloc.datasets.ace_layout import FOLDERS, Split, depth_step_m, farthest_m, write_card, write_view
+from cadloc.geometry import Array
 from cadloc.photographs import draw_weather, photograph
 from cadloc.rendering import Light, ViewRenderer, depth_m, process_renderer
 from cadloc.scene_models import load_scene_model
@@ -96,20 +96,30 @@ def finish(config: Mapping[str, Json], inputs: Mapping[str, Path], directory: Pa
 
 
 def smooth_render(
-    renderer: ViewRenderer, model: CadModel, viewpoint: Viewpoint, image: ImageConfig, light: Light
+    renderer: ViewRenderer,
+    model: CadModel,
+    cad_from_cam: Array,
+    intrinsics: Array,
+    size_px: tuple[int, int],
+    light: Light,
 ) -> Render:
-    """A render without jagged edges whose depth is exact at pixel centres, from one pass at twice the size.
+    """A render (`size_px`: width, height) without jagged edges whose depth is exact at pixel centres, in one pass.
 
-    The big image is half a pixel of its own larger on each side, so that every second of its pixels has the centre
-    of a pixel of the small one: depth is read there, colour and coverage are averaged about it with weights 1 2 1.
+    It is drawn at twice the size, half a pixel of its own larger on each side, so that every second of its pixels has
+    the centre of a pixel of the small one: depth is read there, colour and coverage are averaged about it with
+    weights 1 2 1.
     """
     big_from_image = np.array([[2.0, 0.0, 0.5], [0.0, 2.0, 0.5], [0.0, 0.0, 1.0]])
-    size = (2 * image.width_px + 1, 2 * image.height_px + 1)
-    intrinsics = big_from_image @ viewpoint.intrinsics
-    big = renderer.render(model, viewpoint.cad_from_cam, intrinsics, *size, light)
-    return Render(
-        _halved(big.image), _halved(big.mask.astype(np.uint8)), depth_m(big, viewpoint.cad_from_cam)[1::2, 1::2].copy()
-    )
+    big_size = (2 * size_px[0] + 1, 2 * size_px[1] + 1)
+    big = renderer.render(model, cad_from_cam, big_from_image @ intrinsics, *big_size, light)
+    depths_m = depth_m(big, cad_from_cam)[1::2, 1::2].copy()
+    return Render(_halved(big.image), _halved(big.mask.astype(np.uint8)), depths_m)
+
+
+def _rendered(job: Job, viewpoint: Viewpoint, light: Light) -> Render:
+    size_px = (job.views.image.width_px, job.views.image.height_px)
+    renderer = process_renderer(job.views.backend)
+    return smooth_render(renderer, job.site.model, viewpoint.cad_from_cam, viewpoint.intrinsics, size_px, light)
 
 
 def _halved(big: Image) -> Pixels:
@@ -144,7 +154,7 @@ def _turned_down(job: Job, viewpoint: Viewpoint) -> bool:
 def _synthetic(job: Job, viewpoint: Viewpoint) -> tuple[Image, NDArray[np.float32]]:
     views = job.views
     light = draw_light(views.randomisation, view_generator(views.seed, viewpoint.name, "light"))
-    render = smooth_render(process_renderer(views.backend), job.site.model, viewpoint, views.image, light)
+    render = _rendered(job, viewpoint, light)
     camera = view_generator(views.seed, viewpoint.name, "camera")
     image = randomised(
         render.image, render.coverage, viewpoint.cad_from_cam, viewpoint.intrinsics, views.randomisation, camera
@@ -155,7 +165,7 @@ def _synthetic(job: Job, viewpoint: Viewpoint) -> tuple[Image, NDArray[np.float3
 def _photograph(job: Job, viewpoint: Viewpoint) -> tuple[Image, NDArray[np.float32]]:
     views = job.views
     weather = draw_weather(view_generator(views.seed, viewpoint.name, "weather"))
-    render = smooth_render(process_renderer(views.backend), job.site.model, viewpoint, views.image, weather.light)
+    render = _rendered(job, viewpoint, weather.light)
     image, occluded = photograph(
         render.image,
         render.coverage,
@@ -185,7 +195,8 @@ def _cached_job(config_text: str, _identity: str) -> Job:
     if source != "synthetic":
         site = Site(load_scene_model(scene, source), planned_on.ground_z_m)
         plan = tuple((split, viewpoint) for split, viewpoint in plan if split == "query")
-    return Job(scene, views, source, planned_on, site, plan, depth_step_m(_farthest_m(site.model, plan)))
+    poses = np.stack([viewpoint.cad_from_cam for _, viewpoint in plan])
+    return Job(scene, views, source, planned_on, site, plan, depth_step_m(farthest_m(site.model.bounds, poses)))
 
 
 @lru_cache(maxsize=2)
@@ -195,10 +206,3 @@ def _cached_plan(config_text: str, _identity: str) -> tuple[Site, tuple[tuple[Sp
     site = Site(load_scene_model(scene, "synthetic"), scene.ground_z_m)
     plan = plan_viewpoints(site, views)
     return site, tuple((split, viewpoint) for split, viewpoints in plan.items() for viewpoint in viewpoints)
-
-
-def _farthest_m(model: CadModel, plan: tuple[tuple[Split, Viewpoint], ...]) -> float:
-    """Depth that no surface of the model exceeds in any view: that of the farthest corner of its bounds."""
-    corners = np.array(np.meshgrid(*model.bounds.T)).reshape(3, -1).T
-    cam_from_cad = inverse(np.stack([viewpoint.cad_from_cam for _, viewpoint in plan]))
-    return float(transform_points(cam_from_cad, corners)[..., 2].max())

@@ -1,0 +1,141 @@
+"""A scene's alignment from all the evidence there is, one step after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cadloc.alignment.photo_fit import refine_by_matches
+from cadloc.alignment.picks import Picks
+from cadloc.alignment.point_pairs import PairFit, similarity_from_pairs
+from cadloc.alignment.posed_images import open_posed
+from cadloc.alignment.report import AlignmentReport
+from cadloc.alignment.surface_fit import FEWEST_POINTS, SurfaceFit, align_points
+from cadloc.cad import CadModel
+from cadloc.config import PhotosConfig
+from cadloc.contract import Fault, InputError
+from cadloc.datasets.reconstruction import Photo, Reconstruction, SparsePoints
+from cadloc.datasets.splitting import assign_splits
+from cadloc.geometry import Array, Similarity, transform_points
+from cadloc.registration import own_axes
+
+MOST_PHOTOS = 24
+"""Photos that a refinement looks at; of more, evenly chosen ones."""
+
+SHORTEST_TRACK = 3
+LARGEST_ERROR_PX = 2.0
+
+_PAIRS_WORSE = 3.0
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What an alignment may look at: reliable sparse points (N, 3) of the reconstruction and photos, no query ones."""
+
+    points_rec: Array
+    photos: tuple[Photo, ...]
+
+
+def evidence_of(reconstruction: Reconstruction, photos: PhotosConfig) -> Evidence:
+    """Points seen by three photos or more within 2 px (where that is known), and the mapping and validation photos.
+
+    Query photos are for tests: their pictures decide nothing here.
+    """
+    splits = assign_splits(reconstruction, photos.splits)
+    seen = [photo for photo in reconstruction.photos if splits[photo.name] != "query"]
+    chosen = (
+        [seen[index * len(seen) // MOST_PHOTOS] for index in range(MOST_PHOTOS)] if len(seen) > MOST_PHOTOS else seen
+    )
+    return Evidence(reliable(reconstruction.points), tuple(chosen))
+
+
+def reliable(points: SparsePoints | None) -> Array:
+    """Positions (N, 3) of points with long tracks and small errors; what is not known of a point is no fault."""
+    if points is None:
+        return np.empty((0, 3))
+    long = (points.track_lengths >= SHORTEST_TRACK) | (points.track_lengths == 0)
+    near = ~(points.errors_px > LARGEST_ERROR_PX)
+    return np.asarray(points.positions[long & near & np.isfinite(points.positions).all(axis=1)])
+
+
+def align(
+    model: CadModel,
+    evidence: Evidence,
+    start: Similarity,
+    *,
+    picks: Picks | None = None,
+    refine: bool = True,
+    say: Callable[[str], None] = lambda _: None,
+) -> AlignmentReport:
+    """`rec_from_cad` by pairs, or else from `start`; then by the sparse points; then, with `refine`, by the photos.
+
+    A step that has nothing to go on is told in `notes` and leaves the alignment as it was. Raises InputError for
+    pairs that make no similarity.
+    """
+    pairs = None if picks is None else fit_picks(picks, model)
+    rec_from_cad = start if pairs is None else pairs.dst_from_src
+    notes: list[str] = []
+    surface = _on_surface(model, evidence.points_rec, rec_from_cad, notes, say)
+    if surface is not None:
+        rec_from_cad = surface.rec_from_cad
+    photos = None
+    if refine:
+        say(f"matching {len(evidence.photos)} photos with renders at their poses")
+        try:
+            photos = refine_by_matches([open_posed(photo) for photo in evidence.photos], model, rec_from_cad)
+            rec_from_cad = photos.rec_from_cad
+        except ValueError as error:
+            notes.append(f"not refined by photos: {error}")
+    residuals = _pair_residuals(picks, model, rec_from_cad)
+    if pairs is not None:
+        notes += _left_pairs(pairs, residuals)
+    dropped = () if pairs is None or picks is None else _names(picks.names, ~pairs.used)
+    return AlignmentReport(rec_from_cad, residuals, dropped, surface, photos, tuple(notes))
+
+
+def fit_picks(picks: Picks, model: CadModel) -> PairFit:
+    """`rec_from_cad` of named pairs. Raises InputError where they make no similarity."""
+    points_cad = transform_points(own_axes(model), picks.points_own)
+    try:
+        return similarity_from_pairs(points_cad, picks.points_rec)
+    except ValueError as error:
+        allowed = "three pairs or more, not on one line, that agree"
+        raise InputError(Fault("--pairs", "pairs", str(error), allowed)) from error
+
+
+def _on_surface(
+    model: CadModel, points_rec: Array, start: Similarity, notes: list[str], say: Callable[[str], None]
+) -> SurfaceFit | None:
+    if len(points_rec) < FEWEST_POINTS:
+        notes.append(f"{len(points_rec)} reliable sparse points: too few to lay on the surface")
+        return None
+    say(f"laying {len(points_rec)} sparse points on the surface")
+    return align_points(points_rec, model.mesh, start)
+
+
+def _pair_residuals(picks: Picks | None, model: CadModel, rec_from_cad: Similarity) -> dict[str, float]:
+    """Metres of the CAD, by name."""
+    if picks is None:
+        return {}
+    points_cad = transform_points(own_axes(model), picks.points_own)
+    distances = np.linalg.norm(rec_from_cad.transform_points(points_cad) - picks.points_rec, axis=1)
+    return dict(zip(picks.names, (distances / rec_from_cad.scale).tolist(), strict=True))
+
+
+def _left_pairs(pairs: PairFit, residuals: dict[str, float]) -> list[str]:
+    """A warning where points and photos led away from the pairs."""
+    before_m = float(np.median(pairs.residuals[pairs.used])) / pairs.dst_from_src.scale
+    after_m = float(np.median(np.array(list(residuals.values()))[pairs.used]))
+    if after_m <= _PAIRS_WORSE * before_m or before_m == 0:
+        return []
+    return [
+        f"points and photos moved the CAD away from the named pairs: median residual {before_m:.3g} m before,"
+        f" {after_m:.3g} m after; look at both"
+    ]
+
+
+def _names(names: Sequence[str], chosen: NDArray[np.bool_]) -> tuple[str, ...]:
+    return tuple(name for name, is_chosen in zip(names, chosen, strict=True) if is_chosen)

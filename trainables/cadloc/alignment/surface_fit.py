@@ -1,0 +1,201 @@
+"""Points onto a surface: trimmed point-to-plane ICP with scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import trimesh
+from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import KDTree
+
+from cadloc.alignment.conditioning import Conditioning, Motion, least_squares_step, stretch_ratio
+from cadloc.geometry import Array, Similarity, transform_points
+
+SHARES = (0.3, 0.9)
+"""Fewest and most of the points that may be taken to lie on the surface."""
+
+FEWEST_POINTS = 30
+_OVERLAP_EXPONENT = 2.0
+_SAMPLES = 150_000
+_CANDIDATES = 4
+_AFFINE_STEPS = 25
+_MOST = 0.8
+
+
+class SurfaceIndex:
+    """Closest points on a triangle mesh in metres, through area-weighted samples and the triangles they lie on."""
+
+    def __init__(self, mesh: trimesh.Trimesh, samples: int = _SAMPLES, seed: int = 0) -> None:
+        self._corners = np.asarray(mesh.triangles, np.float64)
+        sampled, faces = trimesh.sample.sample_surface(mesh, samples, seed=seed)
+        # Centres too, so that no triangle is without a sample.
+        self._face = np.concatenate([faces, np.arange(len(self._corners))])
+        self._tree = KDTree(np.concatenate([sampled, self._corners.mean(axis=1)]))
+        cross = np.cross(self._corners[:, 1] - self._corners[:, 0], self._corners[:, 2] - self._corners[:, 0])
+        self._normals = cross / np.maximum(np.linalg.norm(cross, axis=1, keepdims=True), 1e-300)
+        corners = self._corners.reshape(-1, 3)
+        self.bounds = np.stack([corners.min(axis=0), corners.max(axis=0)])
+        self.diameter_m = float(np.linalg.norm(self.bounds[1] - self.bounds[0]))
+
+    def closest(self, points: Array) -> tuple[Array, Array]:
+        """Closest surface points (N, 3) of points (N, 3), and unit normals (N, 3) there, of either sign.
+
+        Exact on each triangle; among triangles, right where their distances differ by more than the samples' spacing.
+        """
+        _, nearest = self._tree.query(points, k=_CANDIDATES)
+        faces = self._face[nearest]
+        repeated = np.repeat(points, _CANDIDATES, axis=0)
+        feet = trimesh.triangles.closest_point(self._corners[faces.ravel()], repeated)  # type: ignore[no-untyped-call]
+        squared = ((feet - repeated) ** 2).sum(axis=1).reshape(-1, _CANDIDATES)
+        row, best = np.arange(len(points)), squared.argmin(axis=1)
+        return feet.reshape(-1, _CANDIDATES, 3)[row, best], self._normals[faces[row, best]]
+
+
+@dataclass(frozen=True, eq=False)
+class SurfaceFit:
+    """Where points came to lie on a surface.
+
+    `distances_m` (N,) of all points, `used` (N,) those taken to lie on it; `stretch` is the ratio of singular values
+    of an affine fit (None: the points do not tell); `thinness` is the used points' smallest extent over the middle
+    one (root mean squares): 0 for a plane.
+    """
+
+    rec_from_cad: Similarity
+    distances_m: Array
+    used: NDArray[np.bool_]
+    conditioning: Conditioning
+    thinness: float
+    stretch: float | None
+    converged: bool
+
+
+def align_points(
+    points_rec: ArrayLike,
+    surface: SurfaceIndex | trimesh.Trimesh,
+    start: Similarity,
+    *,
+    shares: tuple[float, float] = SHARES,
+    iterations: int = 100,
+    max_points: int = 4000,
+    seed: int = 0,
+) -> SurfaceFit:
+    """Moves points (N, 3) of a reconstruction onto a surface in `cad`, from `start` (`rec_from_cad`) on.
+
+    Point-to-plane ICP (Chen and Medioni 1992) with scale as seventh unknown. Each step uses the closest share of the
+    points that minimises the fractional root mean square distance (Phillips, Liu and Tomasi 2007), within `shares`,
+    with Cauchy weights; of more than `max_points`, a seeded subset decides. Raises ValueError for too few points.
+    """
+    points = np.asarray(points_rec, np.float64)
+    points = points[np.isfinite(points).all(axis=1)]
+    if len(points) < FEWEST_POINTS:
+        raise ValueError(f"{len(points)} points; aligning them with a surface needs {FEWEST_POINTS}")
+    index = surface if isinstance(surface, SurfaceIndex) else SurfaceIndex(surface)
+    chosen = np.random.default_rng(seed).permutation(points)[:max_points]
+    coarse = chosen[: max(len(chosen) // 4, FEWEST_POINTS)]
+    cad_from_rec = start.inverse()
+    # Most points first, and few of them: leaving many out while the pose is wrong fits the largest plane only.
+    for some, fewest, tolerance in ((coarse, _MOST, 1e-4), (coarse, shares[0], 1e-4), (chosen, shares[0], 2e-5)):
+        within = (min(fewest, shares[1]), shares[1])
+        cad_from_rec, converged = _converge(some, index, cad_from_rec, within, tolerance, iterations)
+    return _measured(points, chosen, index, cad_from_rec, shares, converged)
+
+
+def _converge(
+    points_rec: Array,
+    index: SurfaceIndex,
+    cad_from_rec: Similarity,
+    shares: tuple[float, float],
+    tolerance: float,
+    iterations: int,
+) -> tuple[Similarity, bool]:
+    """Steps until the model's bounds move less than `tolerance` of its diameter."""
+    for _ in range(iterations):
+        step = _step(cad_from_rec.transform_points(points_rec), index, shares)
+        cad_from_rec = step @ cad_from_rec
+        if _moves_m(step, index) < tolerance * index.diameter_m:
+            return cad_from_rec, True
+    return cad_from_rec, False
+
+
+@dataclass(frozen=True, eq=False)
+class _Contacts:
+    """Points (N, 3) in `cad` with distances (N,), signed plane residuals (N,), normals (N, 3), weights (N,)."""
+
+    points: Array
+    distances_m: Array
+    residuals_m: Array
+    normals: Array
+    used: NDArray[np.bool_]
+    weights: Array
+
+
+def _contacts(points: Array, index: SurfaceIndex, shares: tuple[float, float]) -> _Contacts:
+    feet, normals = index.closest(points)
+    distances = np.linalg.norm(points - feet, axis=1)
+    used = _overlapping(distances, shares)
+    residuals = ((points - feet) * normals).sum(axis=1)
+    # A floor far below what anyone measures, for data without noise.
+    scale = max(1.4826 * float(np.median(np.abs(residuals[used]))), 1e-9 * index.diameter_m)
+    return _Contacts(points, distances, residuals, normals, used, used / (1 + (residuals / (2 * scale)) ** 2))
+
+
+def _overlapping(distances: Array, shares: tuple[float, float]) -> NDArray[np.bool_]:
+    order = np.sort(distances)
+    counts = np.arange(1, len(order) + 1)
+    share = counts / len(order)
+    rms = np.sqrt(np.cumsum(order**2) / counts)
+    allowed = (share >= shares[0]) & (share <= max(shares))
+    fractional = np.where(allowed, (rms + 1e-12 * order[-1]) / share**_OVERLAP_EXPONENT, np.inf)
+    return np.asarray(distances <= order[int(fractional.argmin())])
+
+
+def _step(points: Array, index: SurfaceIndex, shares: tuple[float, float]) -> Similarity:
+    contacts = _contacts(points, index, shares)
+    motion = Motion.about(points[contacts.used])
+    jacobian = motion.jacobian(points, contacts.normals)
+    return motion.similarity(least_squares_step(jacobian, contacts.residuals_m, contacts.weights))
+
+
+def _moves_m(step: Similarity, index: SurfaceIndex) -> float:
+    return float(np.linalg.norm(step.transform_points(index.bounds) - index.bounds, axis=1).max())
+
+
+def _measured(
+    points: Array,
+    chosen: Array,
+    index: SurfaceIndex,
+    cad_from_rec: Similarity,
+    shares: tuple[float, float],
+    converged: bool,
+) -> SurfaceFit:
+    contacts = _contacts(cad_from_rec.transform_points(points), index, shares)
+    motion = Motion.about(contacts.points[contacts.used])
+    conditioning = Conditioning.of(motion.jacobian(contacts.points, contacts.normals), contacts.weights)
+    extents = np.linalg.svd(contacts.points[contacts.used] - motion.centre, compute_uv=False)
+    return SurfaceFit(
+        rec_from_cad=cad_from_rec.inverse(),
+        distances_m=contacts.distances_m,
+        used=contacts.used,
+        conditioning=conditioning,
+        thinness=float(extents[2] / extents[1]) if extents[1] > 0 else 0.0,
+        stretch=_stretch(cad_from_rec.transform_points(chosen), index, shares),
+        converged=converged,
+    )
+
+
+def _stretch(points: Array, index: SurfaceIndex, shares: tuple[float, float]) -> float | None:
+    """Ratio of singular values after going on with an affine map; None where it has a weak direction of its own."""
+    affine = np.eye(4)
+    for number in range(2 * _AFFINE_STEPS):
+        # A similarity keeps what it can lay on one part; most points must count before the map may differ from it.
+        fewest = min(_MOST, shares[1]) if number < _AFFINE_STEPS else shares[0]
+        contacts = _contacts(transform_points(affine, points), index, (fewest, shares[1]))
+        motion = Motion.about(contacts.points[contacts.used])
+        jacobian = motion.affine_jacobian(contacts.points, contacts.normals)
+        values = np.linalg.eigvalsh(jacobian.T @ (contacts.weights[:, None] * jacobian))
+        if values[0] < 1e-3 * values[-1]:
+            return None
+        step = least_squares_step(jacobian, contacts.residuals_m, contacts.weights)
+        affine = motion.affine(step) @ affine
+    return stretch_ratio(affine)

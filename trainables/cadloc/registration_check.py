@@ -1,0 +1,135 @@
+"""Photo by photo: what the CAD looks like from where the photo was taken, and how far that is from the photo."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cadloc.cad import CadModel
+from cadloc.cad_reading import Z_FROM_UP
+from cadloc.config import CadConfig
+from cadloc.contract import Fault, InputError
+from cadloc.datasets.colmap import colmap_camera
+from cadloc.datasets.photos import PosedPhoto, at_scale
+from cadloc.datasets.reconstruction import Photo, Reconstruction, SparsePoints
+from cadloc.datasets.undistortion import undistorted
+from cadloc.geometry import Array, inverse, transform_points
+from cadloc.pair_offsets import measure_offset
+from cadloc.rendering import Light, ViewRenderer, depth_m
+
+_CLOSE_SHARE = 0.005  # of the model's diameter: a twentieth of the picture closer than this is "in the way"
+_UPRIGHT = 0.5
+_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
+
+
+@dataclass(frozen=True, eq=False)
+class PhotoCheck:
+    """One photo against the CAD. `photo` and `render` (H, W, 3) uint8 RGB, `mask` (H, W): where the model is seen.
+
+    `offset_px` and `offset_m` are medians over `matches` places, NaN where there are too few: how far render and
+    photo are apart in the picture, and on the surface seen (offset · depth / focal length). `depth_m` is the median
+    depth seen (NaN: nothing), `close_share` the share of the picture with something right before the camera.
+    """
+
+    name: str
+    split: str
+    photo: NDArray[np.uint8]
+    render: NDArray[np.uint8]
+    mask: NDArray[np.bool_]
+    offset_px: float
+    offset_m: float
+    matches: int
+    depth_m: float
+    height_m: float
+    close_share: float
+
+    @property
+    def coverage(self) -> float:
+        """Share of the image that sees the model."""
+        return float(self.mask.mean())
+
+
+def check_photo(posed: PosedPhoto, model: CadModel, short_side_px: int, renderer: ViewRenderer) -> PhotoCheck:
+    """Renders the model at the photo's pose and compares. Raises InputError for an unreadable photo."""
+    photo, K = opened(posed.photo, short_side_px)
+    size = (photo.shape[1], photo.shape[0])
+    seen = renderer.render(model, posed.cad_from_cam, K, *size, Light(), colour_samples=4)
+    depths = depth_m(seen, posed.cad_from_cam)
+    offset = measure_offset(photo, seen.image, seen.mask)
+    columns, rows = np.floor(offset.pixels).astype(int).T
+    on_surface_m = np.linalg.norm(offset.displacements / [K[0, 0], K[1, 1]], axis=-1) * depths[rows, columns]
+    return PhotoCheck(
+        name=posed.photo.name,
+        split=posed.split,
+        photo=photo,
+        render=seen.image,
+        mask=seen.mask,
+        offset_px=offset.median_px,
+        offset_m=float("nan") if np.isnan(offset.median_px) else float(np.median(on_surface_m)),
+        matches=offset.matches,
+        depth_m=float(np.median(depths[seen.mask])) if seen.mask.any() else float("nan"),
+        height_m=float(posed.cad_from_cam[2, 3] - model.ground_height_m),
+        close_share=float((seen.mask & (depths < _CLOSE_SHARE * model.diameter_m)).mean()),
+    )
+
+
+def opened(photo: Photo, short_side_px: int) -> tuple[NDArray[np.uint8], Array]:
+    """Pixels (H, W, 3) RGB without lens distortion at that size, and intrinsics (3, 3). InputError: unreadable."""
+    image = cv2.imread(str(photo.image_path), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise InputError(Fault(str(photo.image_path), "photos.images", "an unreadable image", "a JPEG or PNG image"))
+    return at_scale(*undistorted(np.asarray(image, np.uint8), photo.camera), short_side_px)
+
+
+def up_axis_of_cameras(cad_from_cam: Array, cad: CadConfig) -> str | None:
+    """The file's axis that the cameras (N, 4, 4) hold up, named as `cad.up` names it; None where they do not say.
+
+    People hold cameras upright: the mean of the images' up directions is the sky, unless it is short (cameras that
+    look down or lie on their sides) or between the axes.
+    """
+    mean_up = -np.asarray(cad_from_cam)[:, :3, 1].mean(axis=0)
+    length = np.linalg.norm(mean_up)
+    if length < _UPRIGHT:
+        return None
+    up_own = np.asarray(Z_FROM_UP[cad.up]).T @ (mean_up / length)
+    axis = int(np.abs(up_own).argmax())
+    if abs(up_own[axis]) < np.cos(np.deg2rad(35)):
+        return None
+    return ("-" if up_own[axis] < 0 else "") + "xyz"[axis]
+
+
+def reprojection_medians_px(reconstruction: Reconstruction) -> Mapping[str, float]:
+    """Median error in pixels of the reconstruction's own points in its own photos, under each reading of the poses.
+
+    Independent of the CAD: `as given`, and the usual other conventions by name. Empty without observed points.
+    """
+    points = reconstruction.points
+    seen = [] if points is None else [photo for photo in reconstruction.photos if photo.name in points.seen_in]
+    if points is None or not seen:
+        return {}
+    readings = {
+        "as given": [photo.cam_from_rec for photo in seen],
+        "camera-to-world": [inverse(photo.cam_from_rec) for photo in seen],
+        "OpenGL's (camera y up, z back)": [_OPENGL @ photo.cam_from_rec for photo in seen],
+        "camera-to-world and OpenGL's": [_OPENGL @ inverse(photo.cam_from_rec) for photo in seen],
+    }
+    return {name: _median_error_px(seen, poses, points) for name, poses in readings.items()}
+
+
+def _median_error_px(photos: Sequence[Photo], cam_from_rec: Sequence[Array], points: SparsePoints) -> float:
+    """Points behind a camera count as infinitely far off."""
+    medians = []
+    for photo, pose in zip(photos, cam_from_rec, strict=True):
+        pixels, rows = points.seen_in[photo.name]
+        if len(rows):
+            points_cam = transform_points(pose, points.positions[rows])
+            ahead = points_cam[:, 2] > 0
+            errors = np.full(len(rows), np.inf)
+            projected = colmap_camera(photo.camera).img_from_cam(points_cam[ahead])
+            errors[ahead] = np.linalg.norm(projected - pixels[ahead], axis=-1)
+            medians.append(float(np.median(errors)))
+    return float(np.median(medians)) if medians else float("nan")
