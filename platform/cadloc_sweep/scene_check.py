@@ -185,7 +185,7 @@ def _diagnosis(config: PhotosConfig, reconstruction: Reconstruction, model: CadM
 
     given = [
         GivenPhoto(photo.name, *opened(photo, SHORT_SIDE_PX), photo.cam_from_rec)
-        for photo in evenly(reconstruction.photos, 8)
+        for photo in evenly(reconstruction.photos, 80)
     ]
     return diagnose(given, model, rec_from_cad(config, model), process_renderer("gl"))
 

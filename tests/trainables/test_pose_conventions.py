@@ -19,7 +19,7 @@ from cadloc.pose_conventions import GivenPhoto, diagnose
 from cadloc.registration_check import reprojection_medians_px, up_axis_of_cameras
 from cadloc.rendering import Light, Renderer
 
-WIDTH_PX, HEIGHT_PX = 320, 240
+WIDTH_PX, HEIGHT_PX = 256, 192
 OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 REC_FROM_CAD = Similarity(
     0.3, np.array([[0.0, -1.0, 0.0], [0.8, 0.0, -0.6], [0.6, 0.0, 0.8]]), np.array([0.4, 1.7, 6.0])
@@ -53,11 +53,11 @@ def renderer() -> Renderer:
 
 @pytest.fixture(scope="module")
 def photos(model: CadModel, renderer: Renderer) -> tuple[GivenPhoto, ...]:
-    """Six photos of the building from the front, in another light and exposure, posed in a frame of their own."""
+    """Four photos of the building from the front, in another light and exposure, posed in a frame of their own."""
     K = pinhole(WIDTH_PX, HEIGHT_PX, 60)
     made = []
-    for index, x in enumerate((-9.0, -5.0, -1.0, 4.0, 8.0, 13.0)):
-        cad_from_cam = look_at([x, -16.0 - index, 2.0 + 0.6 * index], [0.5 * x + 1, 3.0, 6.0])
+    for index, x in enumerate((-9.0, -3.0, 4.0, 12.0)):
+        cad_from_cam = look_at([x, -16.0 - index, 2.0 + 0.9 * index], [0.5 * x + 1, 3.0, 6.0])
         light = Light((0.5, -0.6, 0.6), (0.9, 0.8, 0.6), (0.35, 0.4, 0.5))
         seen = renderer.render(model, cad_from_cam, K, WIDTH_PX, HEIGHT_PX, light, colour_samples=4)
         scenery = cv2.GaussianBlur(np.random.default_rng(index).normal(170, 60, seen.image.shape), (0, 0), 4)
@@ -85,7 +85,6 @@ POSES: dict[str, Callable[[Array], Array]] = {
 
 REGISTRATIONS: dict[str, Callable[[Similarity], Array]] = {
     "the registration looks inverted": lambda similarity: similarity.inverse().matrix,
-    "the CAD's scale looks wrong by a factor: × 0.1 fits": lambda right: right.matrix @ np.diag([10.0, 10, 10, 1]),
     "the CAD's scale looks wrong by a factor: × 0.3048 (feet) fits": lambda right: (
         right.matrix @ np.diag([1 / 0.3048, 1 / 0.3048, 1 / 0.3048, 1])
     ),
@@ -143,7 +142,7 @@ def test_shuffled_names_are_named(model: CadModel, photos: tuple[GivenPhoto, ...
 
 def test_a_fault_without_a_name_is_unclear(model: CadModel, photos: tuple[GivenPhoto, ...], renderer: Renderer) -> None:
     """A registration that is off by half a building is no usual mistake, and none is made up."""
-    off = Similarity.from_matrix(REC_FROM_CAD.matrix @ np.block([[np.eye(3), [[5.0], [0], [4]]], [0, 0, 0, 1]]))
+    off = REC_FROM_CAD @ Similarity(1.0, np.eye(3), np.array([5.0, 0.0, 4.0]))
     found = diagnose(photos, model, off, renderer)
     assert found.verdict == "unclear"
 
@@ -159,7 +158,7 @@ def test_agreement_tells_the_same_place_from_another(photos: tuple[GivenPhoto, .
 
 @pytest.mark.parametrize("up", ["x", "y", "z", "-x", "-y", "-z"])
 def test_cameras_say_which_axis_is_up(up: str) -> None:
-    """Whatever a scene file calls up, cameras held upright tell the file's axis that is; cameras that look down do not."""
+    """Cameras held upright tell the file's axis that is up, whatever the scene says; those that look down do not."""
     standing = np.stack([look_at([12 * np.cos(a), 12 * np.sin(a), 1.7], [0, 0, 4]) for a in (0.1, 0.9, 2.0)])
     assert up_axis_of_cameras(standing, CadConfig(path="m.glb", up=up)) == up
     assert up_axis_of_cameras(standing, CadConfig(path="m.glb", up="z")) == "z"

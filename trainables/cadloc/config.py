@@ -410,19 +410,27 @@ MatcherConfig: TypeAlias = Annotated[SiftFeatures | EncoderFeatures | PluginFeat
 
 
 class MatchingConfig(Settings):
-    """`render_and_match`: match a query with renders of known depth, lift the matches, solve for the pose."""
+    """`render_and_match`: match a query with renders of known depth, lift the matches, solve for the pose.
 
-    features: MatcherConfig = SiftFeatures()
+    The defaults were chosen on mapping photos (herzjesu, fountain, sceaux, reichstag), never on query photos.
+    """
+
+    features: MatcherConfig = EncoderFeatures()
+    """What finds the first pose, across the gap in viewpoint and appearance."""
     retrieved: Count = 10
     """Renders a query is matched with: the nearest by global descriptor."""
-    refinements: Annotated[int, Field(ge=0, le=10)] = 1
-    """How often the model is rendered at the estimate and matched again."""
-    near_px: Positive = 48.0
-    """How far from its pixel in that render a match is looked for, for an image of 480 px short side."""
     threshold_px: Positive = 8.0
-    """Inlier threshold of the poses, likewise; `localization.threshold_px` is for scene coordinates of a head."""
+    """Inlier threshold of the first pose, for an image of 480 px short side; scaled with the image."""
     max_iterations: Count = 20_000
     """Of the pose solver: among matches across the gap from photo to render, few are right."""
+    refinements: Annotated[int, Field(ge=0, le=10)] = 2
+    """How often the model is rendered at the estimate and matched again."""
+    refined_by: MatcherConfig | None = SiftFeatures(ratio=0.9)
+    """What matches with those renders, which look like the query but for the gap in appearance. None: `features`."""
+    near_px: Positive = 32.0
+    """How far from its pixel in such a render a match is looked for, for an image of 480 px short side."""
+    refined_threshold_px: Positive = 3.0
+    """Inlier threshold of refined poses, likewise."""
 
 
 class TrialConfig(Settings):

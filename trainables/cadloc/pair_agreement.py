@@ -11,6 +11,9 @@ from cadloc.geometry import Array
 _CELL_PX = 8
 _ORIENTATIONS = 8
 _LEAST_CELLS = 12
+_ANGLES = np.arange(_ORIENTATIONS) * (2 * np.pi / _ORIENTATIONS)
+_DIRECTIONS = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)]).astype(np.float32)
+_NEIGHBOUR = np.float32(np.cos(_ANGLES[1]))
 _SKY = 230  # what stands behind the model in the render: outlines against a bright sky are edges too
 
 
@@ -38,10 +41,11 @@ def _edge_directions(image: NDArray[np.uint8]) -> Array:
     """Square roots of the shares of 8 undirected edge directions per cell, (rows, columns, 8); flat cells are zero."""
     luma = np.sqrt(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255)
     across, down = cv2.Sobel(luma, cv2.CV_32F, 1, 0, scale=0.125), cv2.Sobel(luma, cv2.CV_32F, 0, 1, scale=0.125)
-    twice = 2 * np.arctan2(down, across)
-    angles = np.arange(_ORIENTATIONS) * (2 * np.pi / _ORIENTATIONS)
-    near = np.maximum(np.cos(twice[..., None] - angles) - np.cos(2 * np.pi / _ORIENTATIONS), 0)
-    histograms = _per_cell(near * np.hypot(across, down)[..., None])
+    magnitude = np.hypot(across, down)
+    # Twice the angle makes opposite directions one: (cos, sin)(2θ)·m from the gradient, without an arc tangent.
+    turned = np.stack([across**2 - down**2, 2 * across * down], axis=-1) / (magnitude[..., None] + 1e-9)
+    near = np.maximum(turned @ _DIRECTIONS - _NEIGHBOUR * magnitude[..., None], 0)
+    histograms = _per_cell(near)
     histograms = np.maximum(histograms, 0)  # the running sums of a box filter go a rounding below zero
     return np.asarray(np.sqrt(histograms / (histograms.sum(axis=-1, keepdims=True) + 0.02)), np.float64)
 

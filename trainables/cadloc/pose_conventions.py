@@ -6,15 +6,14 @@ the poses that follow, and the candidate whose renders show what the photos show
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import permutations, product
+from itertools import chain, permutations, product
 from typing import Literal, TypeAlias, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from cadloc.cad import CadModel
 from cadloc.geometry import Array, Similarity, inverse, project, transform_points
@@ -25,12 +24,15 @@ from cadloc.rendering import Light, ViewRenderer
 
 _OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 _GLANCE_PX = 160
-_LOOK_PX = 320
+_LOOK_PX = 240
 _LOOK_SHARE = 0.05
 _CLEAR_MATCHES = 16
-_CLEAR_AGREEMENT = 0.25  # pictures that fit have 0.4 and more, others 0.1 and less
-_PHOTOS = 8
+_CLEAR_AGREEMENT = 0.35  # pictures that fit have 0.45 and more, of a wrong place up to 0.26
+_PHOTOS = 6
 _GLANCED_PHOTOS = 4
+_POSES = 80
+_PAIR_BY_NAME = "pair photos and poses by name"
+_CLEAR_LEAD = 0.15
 _LOOKED_AT = 3
 _SURFACE_POINTS = 1500
 _LEAST_COVERAGE = 0.04
@@ -101,8 +103,9 @@ def diagnose(
 ) -> Diagnosis:
     """Compares what photos and CAD show, as given and with each usual mistake undone. Needs at least one photo.
 
-    Looks at up to 8 photos, evenly chosen. `unclear` when neither the poses as given nor any hypothesis makes
-    photos and renders match: the registration is wrong in some other way, or the model shows too little.
+    Looks at up to 6 photos, evenly chosen, and for shuffled names at the poses of up to 80. `unclear` when neither
+    the poses as given nor any hypothesis makes photos and renders match: the registration is wrong in some other
+    way, or the model shows too little.
     """
     chosen = evenly(photos, _PHOTOS)
     bench = _Bench(chosen, model, renderer)
@@ -111,13 +114,19 @@ def diagnose(
     if given.matches >= _CLEAR_MATCHES:
         return Diagnosis("fine", "", "", given, given)
     glances = sorted(bench.glances(hypotheses[1:]), key=lambda pair: -pair[0])[:_LOOKED_AT]
-    looks = [(bench.look(hypothesis), hypothesis.remedy) for _, hypothesis in glances]
-    looks += bench.shuffled(hypotheses[0])
-    best, remedy = max(looks, key=lambda pair: pair[0].matches, default=(given, ""))
-    if best.matches >= _CLEAR_MATCHES and best.matches >= 2 * given.matches:
-        return Diagnosis("fault", best.fault, remedy, given, best)
+    best, best_remedy = given, ""
+    every = evenly(photos, _POSES)
+    others = np.stack([photo.cam_from_rec for photo in every]) @ rec_from_cad.matrix
+    shuffled = bench.shuffled([photo.name for photo in every], others)
+    for look, remedy in chain(bench.looks(hypothesis for _, hypothesis in glances), shuffled):
+        if look.matches >= _CLEAR_MATCHES and look.matches >= 2 * given.matches:
+            return Diagnosis("fault", look.fault, remedy, given, look)
+        if look.agreement > best.agreement:
+            best, best_remedy = look, remedy
     if given.agreement >= max(_CLEAR_AGREEMENT, best.agreement):
         return Diagnosis("fine", "", "", given, best)
+    if best.agreement >= max(_CLEAR_AGREEMENT, given.agreement + _CLEAR_LEAD):  # a model too plain for matches
+        return Diagnosis("fault", best.fault, best_remedy, given, best)
     unclear = "photos and CAD do not show the same, and no usual mistake explains it"
     return Diagnosis("unclear", unclear, "look at the overlays; align the CAD again", given, best)
 
@@ -181,6 +190,11 @@ class _Bench:
         places = [(photo, pose) for photo, pose in zip(self._large, hypothesis.cam_from_cad, strict=True)]
         return self._evidence(hypothesis.fault, places)
 
+    def looks(self, hypotheses: Iterable[Hypothesis]) -> Iterator[tuple[Evidence, str]]:
+        """`look` at one after the other, each with its remedy."""
+        for hypothesis in hypotheses:
+            yield self.look(hypothesis), hypothesis.remedy
+
     def _evidence(self, fault: str, places: Sequence[tuple[GivenPhoto, Array]]) -> Evidence:
         pairs = [(photo.image, *self._render(photo, pose)) for photo, pose in places]
         matches = [measure_offset(*pair, _LOOK_SHARE).matches for pair in pairs]
@@ -190,27 +204,25 @@ class _Bench:
 
     def glances(self, hypotheses: Sequence[Hypothesis]) -> Iterator[tuple[float, Hypothesis]]:
         """Agreement, weighed by coverage, of those hypotheses that bring the model into the pictures at all."""
-        step = max(1, len(self._small) // _GLANCED_PHOTOS)
         seen: list[Array] = []
         for hypothesis in hypotheses:
             poses = _normalised(hypothesis.cam_from_cad)
             if any(np.allclose(poses, other, atol=1e-6) for other in seen):
                 continue
             seen.append(poses)
-            places = list(zip(self._small, hypothesis.cam_from_cad, strict=True))[::step]
+            places = evenly(list(zip(self._small, hypothesis.cam_from_cad, strict=True)), _GLANCED_PHOTOS)
             if np.median([self._covered(photo, pose) for photo, pose in places]) >= _LEAST_COVERAGE:
                 scores = [self._agreement(photo, pose) for photo, pose in places]
                 yield float(np.mean(scores)), hypothesis
 
-    def shuffled(self, given: Hypothesis) -> list[tuple[Evidence, str]]:
-        """Evidence for every photo belonging to another one's pose, where some exchange fits better."""
-        scores = np.array([[self._agreement(photo, pose) for pose in given.cam_from_cad] for photo in self._small])
-        _, order = linear_sum_assignment(-scores)
-        if (order == np.arange(len(order))).mean() > 0.5:
-            return []
-        fault = "names look shuffled: photos fit other photos' poses"
-        exchanged = [(photo, given.cam_from_cad[index]) for photo, index in zip(self._large, order, strict=True)]
-        return [(self._evidence(fault, exchanged), "pair photos and poses by name")]
+    def shuffled(self, names: Sequence[str], cam_from_cad: Array) -> Iterator[tuple[Evidence, str]]:
+        """Evidence for photos belonging to other ones' poses: `cam_from_cad` (N, 4, 4) of all photos of these names."""
+        scores = np.array([[self._agreement(photo, pose) for pose in cam_from_cad] for photo in self._small])
+        fitting = scores.argmax(axis=1)
+        others = [names[index] != photo.name for index, photo in zip(fitting, self._small, strict=True)]
+        if np.mean(others) > 0.5:
+            fault = "names look shuffled: photos fit other photos' poses"
+            yield self._evidence(fault, list(zip(self._large, cam_from_cad[fitting], strict=True))), _PAIR_BY_NAME
 
     def _agreement(self, photo: GivenPhoto, cam_from_cad: Array) -> float:
         image, mask = self._render(photo, cam_from_cad)

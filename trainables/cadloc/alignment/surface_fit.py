@@ -21,6 +21,7 @@ _SAMPLES = 150_000
 _CANDIDATES = 4
 _AFFINE_STEPS = 25
 _MOST = 0.8
+_COARSE_POINTS = 500
 
 
 class SurfaceIndex:
@@ -92,13 +93,13 @@ def align_points(
         raise ValueError(f"{len(points)} points; aligning them with a surface needs {FEWEST_POINTS}")
     index = surface if isinstance(surface, SurfaceIndex) else SurfaceIndex(surface)
     chosen = np.random.default_rng(seed).permutation(points)[:max_points]
-    coarse = chosen[: max(len(chosen) // 4, FEWEST_POINTS)]
+    coarse = chosen[: max(len(chosen) // 4, _COARSE_POINTS)]
     cad_from_rec = start.inverse()
     # Most points first, and few of them: leaving many out while the pose is wrong fits the largest plane only.
     for some, fewest, tolerance in ((coarse, _MOST, 1e-4), (coarse, shares[0], 1e-4), (chosen, shares[0], 2e-5)):
         within = (min(fewest, shares[1]), shares[1])
         cad_from_rec, converged = _converge(some, index, cad_from_rec, within, tolerance, iterations)
-    return _measured(points, chosen, index, cad_from_rec, shares, converged)
+    return _measured(points, coarse, index, cad_from_rec, shares, converged)
 
 
 def _converge(
@@ -163,7 +164,7 @@ def _moves_m(step: Similarity, index: SurfaceIndex) -> float:
 
 def _measured(
     points: Array,
-    chosen: Array,
+    some: Array,
     index: SurfaceIndex,
     cad_from_rec: Similarity,
     shares: tuple[float, float],
@@ -179,7 +180,7 @@ def _measured(
         used=contacts.used,
         conditioning=conditioning,
         thinness=float(extents[2] / extents[1]) if extents[1] > 0 else 0.0,
-        stretch=_stretch(cad_from_rec.transform_points(chosen), index, shares),
+        stretch=_stretch(cad_from_rec.transform_points(some), index, shares),
         converged=converged,
     )
 

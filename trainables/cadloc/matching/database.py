@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
+from cadloc.config import EncoderFeatures, PluginFeatures, TrialConfig
 from cadloc.datasets.ace_layout import View
 from cadloc.geometry import Array
-from cadloc.matching import Matcher
+from cadloc.matching import Matcher, build
 from cadloc.matching.local_features import LocalFeatures
 from cadloc.matching.retrieval import Vocabulary, nearest_first
 
@@ -20,7 +22,7 @@ _VOCABULARY_IMAGES = 64
 
 
 class Database:
-    """Described `views` with depth. `global_matcher` describes whole images: `matcher`, or another that has descriptors.
+    """Described `views` with depth. `global_matcher` describes whole images: `matcher`, or one with descriptors.
 
     Raises InputError for a view without depth or with an unreadable image.
     """
@@ -34,8 +36,22 @@ class Database:
         self._vocabulary = Vocabulary.learned(np.concatenate([self._globally(i).descriptors for i in chosen]))
         self._global = [self._vocabulary.describe(self._globally(i)) for i in range(len(self._views))]
 
+    @classmethod
+    def of(cls, config: TrialConfig, views: Sequence[View]) -> Database:
+        """The views described as the trial's settings say; those of a plug-in are retrieved by the encoder's features.
+
+        Raises InputError for a plug-in that is not installed.
+        """
+        matcher = build(config.matching.features, config.encoder)
+        plugged_in = isinstance(config.matching.features, PluginFeatures)
+        return cls(views, matcher, build(EncoderFeatures(), config.encoder) if plugged_in else matcher)
+
     def __len__(self) -> int:
         return len(self._views)
+
+    def describe(self, image: NDArray[np.uint8]) -> LocalFeatures:
+        """A query's features, as `retrieve` and `correspondences` want them."""
+        return self._matcher.describe(image)
 
     def retrieve(self, query: LocalFeatures, number: int) -> list[int]:
         """The `number` views most like the query, the most alike first; all of them where there are not more."""

@@ -27,8 +27,9 @@ class DenseMatcher:
         """A feature for each cell of an RGB image (H, W, 3), those whose middle is not `known` (H, W) left out."""
         features = encode_image(self._encoder, image)
         lengths = np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
-        pixels = cell_pixels(*features.shape[:2], STRIDE)
-        kept = np.ones(features.shape[:2], bool)
+        rows, columns = features.shape[:2]
+        pixels = cell_pixels(rows, columns, STRIDE)
+        kept = np.ones((rows, columns), bool)
         if known is not None:
             column, row = np.moveaxis(pixels.astype(int), -1, 0)
             kept = known[row, column]

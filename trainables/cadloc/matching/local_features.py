@@ -29,7 +29,7 @@ class LocalFeatures:
     @property
     def short_side_px(self) -> int:
         """The shorter of the image's sides."""
-        return min(self.image.shape[:2])
+        return int(min(self.image.shape[:2]))
 
 
 @dataclass(frozen=True, eq=False)

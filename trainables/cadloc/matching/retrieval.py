@@ -49,7 +49,7 @@ class Vocabulary:
 
 def nearest_first(query: NDArray[np.float32], database: Sequence[NDArray[np.float32]]) -> list[int]:
     """Database indices by falling similarity of their global descriptors to the query's; ties keep their order."""
-    return np.argsort(-(np.stack(database) @ query), kind="stable").tolist()
+    return [int(index) for index in np.argsort(-(np.stack(database) @ query), kind="stable")]
 
 
 def _nearest(descriptors: torch.Tensor, words: torch.Tensor) -> torch.Tensor:

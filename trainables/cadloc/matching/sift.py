@@ -22,7 +22,7 @@ class SiftMatcher:
         self._config = config
         # No threshold on contrast: renders of plain walls are faint, and `keypoints` keeps the strongest anyway.
         # Precise: otherwise the doubled first octave moves every key point by a quarter of a pixel.
-        self._sift = cv2.SIFT_create(config.keypoints, contrastThreshold=0.0, enable_precise_upscale=True)
+        self._sift = cv2.SIFT.create(config.keypoints, contrastThreshold=0.0, enable_precise_upscale=True)
 
     def describe(self, image: NDArray[np.uint8], known: NDArray[np.bool_] | None = None) -> LocalFeatures:
         """The strongest key points of an RGB image (H, W, 3), within `known` (H, W) if that is given."""
