@@ -99,8 +99,8 @@ def stages_of(config: TrialConfig) -> dict[str, StageSpec]:
 
     `views/D` for every domain and query set D that it trains or is tested on (`views/synthetic` always), `buffer/D`
     for every domain it trains on, `queries/D` for every test set, and `queries/validation/D` for every domain it is
-    validated on. A user's own trainable `module:function` reads what `stages_of(config)` of its module says, or
-    nothing where there is no such function.
+    validated on; `render_and_match` reads views only. A user's own trainable `module:function` reads what
+    `stages_of(config)` of its module says, or nothing where there is no such function.
     """
     if ":" in config.trainable:
         module = importlib.import_module(config.trainable.split(":", 1)[0])
@@ -108,8 +108,9 @@ def stages_of(config: TrialConfig) -> dict[str, StageSpec]:
     wanted = ("synthetic", *config.train_on, *validation_domains(config), *test_sets(config))
     views = {name: views_stage(config, name) for name in dict.fromkeys(wanted)}
     stages = {f"views/{name}": spec for name, spec in views.items()}
-    if config.trainable == "ace":
-        stages |= {f"buffer/{name}": _buffer(config, views[name]) for name in config.train_on}
+    if config.trainable == "render_and_match":
+        return stages  # it describes images in its own way
+    stages |= {f"buffer/{name}": _buffer(config, views[name]) for name in config.train_on}
     for domain in validation_domains(config):
         stages[f"queries/validation/{domain}"] = _queries(config, views[domain], "validation")
     for name in test_sets(config):

@@ -450,9 +450,16 @@ class TrialConfig(Settings):
     loss: LossConfig = ReprojectionLoss()
     training: TrainingConfig = TrainingConfig()
     localization: LocalizationConfig = LocalizationConfig()
-    matching: MatchingConfig = MatchingConfig()
-    """Read by the trainable `render_and_match` only."""
+    matching: MatchingConfig | None = None
+    """Of the trainable `render_and_match` only, which has the defaults unless told otherwise. None for all others:
+    what a trial does not read is no part of what it is."""
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _matching_is_read(self) -> TrialConfig:
+        if self.trainable == "ace" and self.matching is not None:
+            raise ValueError("matching: the trainable ace does not read it, render_and_match does")
+        return self
 
     @model_validator(mode="after")
     def _photos_to_train_on(self) -> TrialConfig:

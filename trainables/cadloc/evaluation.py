@@ -24,12 +24,14 @@ class Evaluation:
     estimates: tuple[Estimate, ...]
     errors: PoseErrors
     metrics: dict[str, float]
+    threshold_px: float
 
     def answers(self, queries: Queries) -> list[Answer]:
         """Per query of those evaluated: its estimate, and the cells and points it was found from."""
         points = (self.scene_coordinates[queries.cells(i)].astype(np.float64) for i in range(len(queries)))
         pixels = (queries.pixels(i) for i in range(len(queries)))
-        return [Answer(*each) for each in zip(self.estimates, pixels, points, strict=True)]
+        each = zip(self.estimates, pixels, points, strict=True)
+        return [Answer(estimate, pixel, point, self.threshold_px) for estimate, pixel, point in each]
 
     @property
     def localization_median_s(self) -> float:
@@ -49,7 +51,13 @@ def evaluate(
     points = np.concatenate(predicted)
     errors = PoseErrors.of(estimates, queries.cam_from_cad)
     coordinate_error_m = coordinate_error_median_m(points, queries.scene_coordinates)
-    return Evaluation(points, estimates, errors, summary(errors, estimates, coordinate_error_m, diameter_m))
+    return Evaluation(
+        points,
+        estimates,
+        errors,
+        summary(errors, estimates, coordinate_error_m, diameter_m),
+        config.threshold_px,
+    )
 
 
 def predict_cells(head: Head, features: NDArray[np.floating], device: str = "cpu") -> NDArray[np.float32]:

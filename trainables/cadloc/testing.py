@@ -25,11 +25,15 @@ from cadloc.scene_models import kept_scene_model
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What a trainable says of one query: its pose, from points (M, 3) of `cad` taken to be at pixels (M, 2)."""
+    """What a trainable says of one query: its pose, from points (M, 3) of `cad` taken to be at pixels (M, 2).
+
+    `threshold_px` is that of its inliers, for an image of 480 px short side.
+    """
 
     estimate: Estimate
     pixels: Array
     points_cad: Array
+    threshold_px: float
 
 
 def query_views(context: TrialContext, name: str) -> tuple[View, ...]:
@@ -52,7 +56,7 @@ def keep_answers(config: TrialConfig, context: TrialContext, name: str, answers:
     write_poses(context.directory / f"poses_{name}.csv", [view.name for view in views], estimates, errors, share)
     if name == "real" and share is not None:
         worst = worst_queries(share, errors.translation_m)
-        rows = [_row(config, views[i], answers[i], float(share[i])) for i in worst]
+        rows = [_row(views[i], answers[i], float(share[i])) for i in worst]
         path = context.directory / "figures" / "failures_real.png"
         draw_failures(path, rows, model, process_renderer(config.views.backend), title=_title(config))
     return {} if dcre is None else dcre_summary(dcre)
@@ -70,14 +74,14 @@ def _dcre(config: TrialConfig, model: CadModel, views: Sequence[View], estimates
     )
 
 
-def _row(config: TrialConfig, view: View, answer: Answer, dcre_share: float) -> FailureRow:
+def _row(view: View, answer: Answer, dcre_share: float) -> FailureRow:
     inliers = explained_pixels(
         answer.estimate,
         answer.points_cad,
         answer.pixels,
         view.intrinsics,
         view.image_size_px,
-        config.localization.threshold_px,
+        answer.threshold_px,
     )
     image, pose = view.read_image(), view.cad_from_cam
     return FailureRow(view.name, image, view.intrinsics, pose, answer.estimate, inliers, dcre_share)

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from cadloc.config import EncoderFeatures, PluginFeatures, TrialConfig
+from cadloc.config import EncoderFeatures, MatchingConfig, PluginFeatures, TrialConfig
 from cadloc.datasets.ace_layout import View
 from cadloc.geometry import Array
 from cadloc.matching import Matcher, build
@@ -42,8 +42,9 @@ class Database:
 
         Raises InputError for a plug-in that is not installed.
         """
-        matcher = build(config.matching.features, config.encoder)
-        plugged_in = isinstance(config.matching.features, PluginFeatures)
+        features = (config.matching or MatchingConfig()).features
+        matcher = build(features, config.encoder)
+        plugged_in = isinstance(features, PluginFeatures)
         return cls(views, matcher, build(EncoderFeatures(), config.encoder) if plugged_in else matcher)
 
     def __len__(self) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cadloc.cad import CadModel
-from cadloc.config import TrialConfig
+from cadloc.config import MatchingConfig, TrialConfig
 from cadloc.geometry import Array, inverse, project, transform_points, unproject
 from cadloc.localization import REFERENCE_SIDE_PX, localize
 from cadloc.matching import build
@@ -29,11 +29,11 @@ class Localizer:
 
     def __init__(self, config: TrialConfig, database: Database, model: CadModel, renderer: ViewRenderer) -> None:
         self._config = config
-        self._matching = config.matching
+        self._matching = config.matching or MatchingConfig()
         self._database = database
         self._model = model
         self._renderer = renderer
-        self._refiner = build(config.matching.refined_by or config.matching.features, config.encoder)
+        self._refiner = build(self._matching.refined_by or self._matching.features, config.encoder)
 
     def localize(self, image: NDArray[np.uint8], intrinsics: Array) -> Answer:
         """Pose of an RGB image (H, W, 3) with `intrinsics` (3, 3), and the matches it was solved from.
@@ -94,7 +94,7 @@ class Localizer:
         solving = self._config.localization.model_copy(update=update)
         height_px, width_px = image.shape[:2]
         estimate = localize(points, pixels, intrinsics, width_px, height_px, solving, self._config.seed)
-        return Answer(estimate, pixels, points)
+        return Answer(estimate, pixels, points, threshold_px)
 
 
 def _depths_at(depths_m: NDArray[np.float32], pixels: Array) -> Array:
