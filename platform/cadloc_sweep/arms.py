@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from cadloc.catalog import TRAINABLES, trainable
-from cadloc.config import SceneConfig, TrialConfig, merged, with_preset
+from cadloc.config import TrialConfig, with_preset
 from cadloc.contract import Fault, Json, digest, identity
 from cadloc.documents import KeyPath, shown
 from cadloc.faults import UNKNOWN_KEY, check, did_you_mean
+from cadloc.scene_config import SceneConfig
+from cadloc.settings import merged
 from cadloc_sweep.designs import Choice, Factor
 
 FaultAt: TypeAlias = Callable[[KeyPath, str, str, str], Fault]

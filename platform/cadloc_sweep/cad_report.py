@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from cadloc.config import CadConfig
 from cadloc.contract import Json
 from cadloc.documents import Document
 from cadloc.faults import validate
+from cadloc.scene_config import CadConfig
 
 
 def report_cad(path: Path, units: str | None, up: str) -> dict[str, Json]:

@@ -10,8 +10,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
-from cadloc.config import Count, Seed, Settings
 from cadloc.contract import Json, canonical
+from cadloc.settings import Count, Seed, Settings
 
 MOST_ARMS = 100_000
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cadloc.catalog import stages_of
-from cadloc.config import SceneConfig
 from cadloc.contract import Fault, InputError, Json, StageSpec, digest, identity
+from cadloc.scene_config import SceneConfig
 from cadloc_sweep.arms import Arm
 from cadloc_sweep.designs import RandomSample
 from cadloc_sweep.spaces import SearchSpace

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cadloc.config import PhotosConfig, SceneConfig
 from cadloc.contract import Fault, InputError
+from cadloc.scene_config import PhotosConfig, SceneConfig
 from cadloc_sweep.durable_files import make_folder, write_aside
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from cadloc.config import CadConfig, PhotosConfig, SceneConfig
 from cadloc.contract import Fault, InputError, Json
+from cadloc.scene_config import CadConfig, PhotosConfig, SceneConfig
 from cadloc_sweep.durable_files import make_folder, write_aside
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cadloc.config import PhotosConfig, SceneConfig
 from cadloc.contract import Fault, InputError
+from cadloc.scene_config import PhotosConfig, SceneConfig
 
 if TYPE_CHECKING:
     from cadloc.cad import CadModel

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from cadloc.config import BUILT_IN_SCENES, CadConfig, PhotosConfig, SceneConfig
 from cadloc.contract import Fault, InputError, Json
 from cadloc.documents import Document, KeyPath, load_document, shown
 from cadloc.faults import check, did_you_mean
+from cadloc.scene_config import BUILT_IN_SCENES, CadConfig, PhotosConfig, SceneConfig
 from cadloc_sweep.variables import Variables
 
 SUFFIXES = (".yaml", ".yml")

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cadloc.config import CadConfig, PhotosConfig
 from cadloc.contract import Fault, InputError
 from cadloc.documents import Document
 from cadloc.faults import validate
+from cadloc.scene_config import CadConfig, PhotosConfig
 from cadloc_sweep.durable_files import write_aside
 
 CAD_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off", ".3mf", ".dae")

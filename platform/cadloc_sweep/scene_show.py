@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cadloc.config import SceneConfig
+from cadloc.scene_config import SceneConfig
 from cadloc_sweep.durable_files import make_folder
 from cadloc_sweep.scene_check import SHORT_SIDE_PX, load_photos, number
 

@@ -9,11 +9,13 @@ from pathlib import Path
 from PIL import Image
 
 from cadloc.catalog import test_sets, views_stage
-from cadloc.config import SceneConfig, TrialConfig, ViewsConfig, with_preset
+from cadloc.config import TrialConfig, with_preset
 from cadloc.contract import Fault, InputError, Json
 from cadloc.documents import Document
 from cadloc.faults import validate
 from cadloc.presets import PRESETS
+from cadloc.scene_config import SceneConfig
+from cadloc.views_config import ViewsConfig
 from cadloc_sweep.durable_files import make_folder
 from cadloc_sweep.executors import Executor, StageEvent, StageJob
 

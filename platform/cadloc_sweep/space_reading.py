@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cadloc.catalog import reported_metrics
-from cadloc.config import SceneConfig, TrialConfig
+from cadloc.config import TrialConfig
 from cadloc.contract import Fault, InputError, Json
 from cadloc.documents import Document, KeyPath, load_document, shown
 from cadloc.faults import check, did_you_mean
 from cadloc.presets import PRESETS
+from cadloc.scene_config import SceneConfig
 from cadloc_sweep.arms import Arm, own_key_faults, resolve_arms
 from cadloc_sweep.designs import Choice, Factor, LeaveOneOut, choices, reference
 from cadloc_sweep.scene_files import resolve_scenes

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag
 
-from cadloc.config import Count, Settings
+from cadloc.settings import Count, Settings
 from cadloc_sweep.designs import Design, Factorial
 from cadloc_sweep.trials import Resources
 

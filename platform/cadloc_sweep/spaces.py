@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cadloc.config import SceneConfig
 from cadloc.contract import Fault, InputError, Json
 from cadloc.faults import did_you_mean
+from cadloc.scene_config import SceneConfig
 from cadloc_sweep.arms import Arm
 from cadloc_sweep.designs import Design, Factor
 from cadloc_sweep.space_settings import Objective, Stop

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from cadloc.config import SceneConfig
+from cadloc.scene_config import SceneConfig
 from cadloc_sweep.displays import Display
 from cadloc_sweep.driving import Driver
 from cadloc_sweep.durable_files import make_folder

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from cadloc.config import NonNegative, Positive, Settings, TrialConfig
+from cadloc.config import TrialConfig
 from cadloc.contract import Json
+from cadloc.settings import NonNegative, Positive, Settings
 
 TrialStatus: TypeAlias = Literal["finished", "stopped", "failed", "interrupted"]
 """`stopped`: ended early by the scheduler, on purpose; `interrupted`: to be taken up again by the next run."""

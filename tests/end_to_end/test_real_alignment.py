@@ -14,12 +14,12 @@ from scipy.spatial.transform import Rotation
 from cadloc.alignment import SurfaceIndex, align, align_points, evidence_of
 from cadloc.alignment.picks import Picks, triangulate
 from cadloc.cad import CadModel, load_cad
-from cadloc.config import CadConfig, PhotosConfig, SceneConfig
 from cadloc.contract import InputError
 from cadloc.datasets.reading import read_reconstruction
 from cadloc.datasets.reconstruction import Reconstruction
 from cadloc.geometry import Similarity, inverse, rotation_error_deg
 from cadloc.registration import own_axes, read_similarity, rec_from_cad
+from cadloc.scene_config import CadConfig, PhotosConfig, SceneConfig
 from cadloc_sweep.scene_alignment import align_scene
 
 pytestmark = [pytest.mark.shared_data, pytest.mark.timeout(1200)]

@@ -14,9 +14,9 @@ import trimesh
 from PIL import Image
 
 from cadloc.cad import load_cad
-from cadloc.config import CadConfig
 from cadloc.geometry import inverse, look_at, pinhole
 from cadloc.rendering import Light, Renderer
+from cadloc.scene_config import CadConfig
 from cadloc_sweep.cli import run_command
 
 WIDTH_PX, HEIGHT_PX = 320, 240

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cadloc.config import CadConfig, PhotosConfig, SceneConfig, TrialConfig
+from cadloc.config import TrialConfig
 from cadloc.contract import InputError, Json
+from cadloc.scene_config import CadConfig, PhotosConfig, SceneConfig
 from cadloc_sweep.report.domain_matrix import (
     METRICS,
     count_queries,

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cadloc.catalog import POSE_METRICS, reported_metrics
-from cadloc.config import SceneConfig, TrialConfig
+from cadloc.config import TrialConfig
+from cadloc.scene_config import SceneConfig
 from cadloc_sweep.designs import Factor, Factorial, LeaveOneOut, OneFactor, RandomSample, choices, reference
 from cadloc_sweep.plan import make_plan, trial_id
 from cadloc_sweep.spaces import load_space

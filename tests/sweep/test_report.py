@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cadloc.config import SceneConfig, TrialConfig
+from cadloc.config import TrialConfig
 from cadloc.contract import InputError
+from cadloc.scene_config import SceneConfig
 from cadloc_sweep.failures import StateCorrupt
 from cadloc_sweep.report.results import SweepResults, join, read_sweep
 from cadloc_sweep.report.statistics import paired_difference, t_interval

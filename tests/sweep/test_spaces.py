@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cadloc.config import TrialConfig, merged, with_preset
+from cadloc.config import TrialConfig, with_preset
+from cadloc.contract import InputError
 from cadloc.presets import PRESETS
+from cadloc.scene_config import scene_viewpoints
+from cadloc.settings import merged
 from cadloc_sweep.spaces import load_space, shipped_spaces
 
 SWITCHING = """\
@@ -134,3 +137,78 @@ def test_planning_needs_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
+
+
+SCENE_WITH_PHOTOS = """\
+name: house
+cad: {path: house.glb, up: -z, units: m}
+photos: {images: images, reconstruction: poses.json, splits: {query: query.txt}}
+viewpoints: {azimuth_deg: [0, 90]}
+"""
+
+
+def scene_with_photos(folder: Path) -> None:
+    """A scene file beside everything it names."""
+    (folder / "images").mkdir()
+    for name in ("house.glb", "poses.json", "query.txt"):
+        (folder / name).write_text("content")
+    write(folder, SCENE_WITH_PHOTOS, "house.yaml")
+
+
+def test_places_of_photos_are_seen_from_the_scene_file(tmp_path: Path) -> None:
+    """Images, poses and lists of names are found beside the scene file, wherever the space lies."""
+    scene_with_photos(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    text = "name: gap\nscenes: [../house.yaml]\ntrial: {train_on: [real]}\n"
+    photos = load_space(write(tmp_path / "elsewhere", text)).scenes[0].photos
+    assert photos is not None
+    assert photos.images == str(tmp_path / "images")
+    assert photos.splits.query == str(tmp_path / "query.txt")
+    assert photos.registration is None
+
+
+def test_every_missing_place_of_photos_is_told(tmp_path: Path) -> None:
+    """Folder, poses, registration and lists that are not there are faults of their keys, all at once."""
+    scene_with_photos(tmp_path)
+    for name in ("poses.json", "query.txt"):
+        (tmp_path / name).unlink()
+    (tmp_path / "images").rmdir()
+    (tmp_path / "house.yaml").write_text(SCENE_WITH_PHOTOS.replace("images,", "images, registration: none.txt,"))
+    with pytest.raises(InputError) as caught:
+        load_space(write(tmp_path, "name: gap\nscenes: [house.yaml]\n"))
+    assert {fault.key for fault in caught.value.faults} == {
+        "photos.images",
+        "photos.reconstruction",
+        "photos.registration",
+        "photos.splits.query",
+    }
+
+
+def test_an_arm_that_a_later_scene_cannot_run_is_a_fault(tmp_path: Path) -> None:
+    """Training on photographs is refused where any of the scenes has none, and the scene is named."""
+    scene_with_photos(tmp_path)
+    text = "name: gap\nscenes: [house.yaml, gate]\nfactors: {train_on: [[real], [synthetic]]}\n"
+    with pytest.raises(InputError, match="gate has no photos"):
+        load_space(write(tmp_path, text))
+
+
+def test_a_scenes_own_viewpoints_win_and_are_checked(tmp_path: Path) -> None:
+    """Keys of the scene lie on top of the space's; an unknown one is a fault."""
+    scene_with_photos(tmp_path)
+    text = "name: gap\nscenes: [house.yaml]\ntrial: {views: {viewpoints: {azimuth_deg: [-9, 9], roll_deg: 7}}}\n"
+    config = load_space(write(tmp_path, text)).arms[0].config
+    viewpoints = scene_viewpoints(config.views.viewpoints, config.scene)
+    assert (viewpoints.azimuth_deg, viewpoints.roll_deg) == ((0, 90), 7)
+    write(tmp_path, SCENE_WITH_PHOTOS.replace("azimuth_deg", "azimut_deg"), "house.yaml")
+    with pytest.raises(InputError, match="azimut_deg"):
+        load_space(write(tmp_path, text))
+
+
+def test_settings_of_another_trainable_are_refused(tmp_path: Path) -> None:
+    """`matching` belongs to `render_and_match`: where nobody reads it, it is a fault and no part of a trial."""
+    with pytest.raises(InputError, match="matching"):
+        load_space(write(tmp_path, "name: m\nscenes: [gate]\ntrial: {matching: {retrieved: 3}}\n"))
+    text = "name: m\nscenes: [gate]\ntrial: {trainable: render_and_match, matching: {retrieved: 3}}\n"
+    matching = load_space(write(tmp_path, text)).arms[0].config.matching
+    assert matching is not None
+    assert matching.retrieved == 3

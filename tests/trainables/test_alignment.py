@@ -25,11 +25,11 @@ from cadloc.alignment import (
 )
 from cadloc.alignment.conditioning import Motion
 from cadloc.cad import CadModel
-from cadloc.config import SceneConfig
 from cadloc.contract import InputError
 from cadloc.datasets.reconstruction import Camera, Photo, Reconstruction
 from cadloc.geometry import Array, Similarity, inverse, look_at, pinhole, project, rotation_error_deg, transform_points
 from cadloc.rendering import Light, process_renderer
+from cadloc.scene_config import SceneConfig
 from cadloc.scene_models import load_scene_model
 
 seeds = st.integers(0, 2**32 - 1)

@@ -15,11 +15,11 @@ from cadloc.appearance import (
     randomised,
     view_generator,
 )
-from cadloc.config import RandomisationConfig
 from cadloc.geometry import look_at, pinhole
 from cadloc.occluders import draw_occluders
 from cadloc.photographs import LARGEST_OCCLUDED_SHARE, developed, draw_weather, photograph
 from cadloc.rendering import Light
+from cadloc.views_config import RandomisationConfig
 
 SHAPE = (120, 160)
 POSE = look_at([0.0, -20.0, 1.6], [0.0, 0.0, 3.0])

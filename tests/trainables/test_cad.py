@@ -15,8 +15,8 @@ from trimesh.visual.material import PBRMaterial, SimpleMaterial
 from cadloc.cad import inspect_cad, load_cad, model_from_meshes
 from cadloc.cad_files import missing_files, referenced_files
 from cadloc.cad_reading import FORMATS, UNITLESS_FORMATS
-from cadloc.config import CadConfig
 from cadloc.contract import InputError
+from cadloc.scene_config import CadConfig
 from cadloc.surfaces import first_of_its_kind, looks
 
 SIZE = np.array([20.0, 12.0, 8.0])

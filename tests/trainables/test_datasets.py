@@ -17,23 +17,16 @@ from trimesh.visual import TextureVisuals
 from trimesh.visual.material import PBRMaterial
 
 from cadloc.cad import load_cad, model_from_meshes
-from cadloc.config import (
-    CadConfig,
-    CountsConfig,
-    ImageConfig,
-    QuerySetConfig,
-    SceneConfig,
-    ViewpointsConfig,
-    ViewsConfig,
-)
 from cadloc.contract import InputError
 from cadloc.datasets import building
 from cadloc.datasets.ace_layout import Dataset, View, depth_step_m, write_card, write_view
 from cadloc.geometry import Similarity, cell_pixels, inverse, look_at, pinhole, project, rigid, transform_points
 from cadloc.raycasting import RayCastingRenderer
 from cadloc.rendering import Light
+from cadloc.scene_config import CadConfig, QuerySetConfig, SceneConfig
 from cadloc.scene_models import load_scene_model
 from cadloc.viewpoints import Viewpoint
+from cadloc.views_config import CountsConfig, ImageConfig, ViewpointsConfig, ViewsConfig
 
 SCENE_FROM_OTHER = Similarity(0.8, look_at([0, 0, 0], [1.0, 2.0, 0.1], roll_deg=7)[:3, :3], np.array([3.0, -2.0, 1.0]))
 
@@ -428,9 +421,7 @@ def test_smooth_render_is_exact_and_smooth() -> None:
     model = model_from_meshes(box_on_plaza()[:1], "box")
     viewpoint = Viewpoint("a", look_at([20.0, -25.0, 6.0], [0.0, 0.0, 4.0], roll_deg=10), pinhole(96, 64, 60.0))
     renderer = RayCastingRenderer()
-    render = building.smooth_render(
-        renderer, model, viewpoint.cad_from_cam, viewpoint.intrinsics, (96, 64), Light()
-    )
+    render = building.smooth_render(renderer, model, viewpoint.cad_from_cam, viewpoint.intrinsics, (96, 64), Light())
     plain = renderer.render(model, viewpoint.cad_from_cam, viewpoint.intrinsics, 96, 64, Light())
     assert np.array_equal(render.depth_m > 0, plain.mask)
     seen = plain.scene_coordinates[plain.mask]

@@ -14,7 +14,6 @@ import pycolmap
 import pytest
 import trimesh
 
-from cadloc.config import CadConfig, PhotosConfig, SceneConfig, SplitsConfig
 from cadloc.contract import InputError
 from cadloc.datasets.ace_layout import Dataset, Split
 from cadloc.datasets.exporting import export_ace, export_colmap, export_photos, write_colmap
@@ -23,6 +22,7 @@ from cadloc.datasets.reconstruction import Camera, Photo, Reconstruction, Sparse
 from cadloc.datasets.splitting import assign_splits
 from cadloc.datasets.undistortion import intrinsics_of, undistorted
 from cadloc.geometry import Similarity, inverse, look_at, project, transform_points
+from cadloc.scene_config import CadConfig, PhotosConfig, SceneConfig, SplitsConfig
 from cadloc_sweep.scene_export import EXPORT_FORMATS, export_scene
 
 LENSES = {

@@ -16,7 +16,6 @@ from cadloc.config import (
     MatcherConfig,
     MatchingConfig,
     PluginFeatures,
-    SceneConfig,
     SiftFeatures,
     SmallEncoder,
     TrialConfig,
@@ -31,6 +30,7 @@ from cadloc.matching.local_features import mutual_nearest, ratio_tested
 from cadloc.matching.localizer import Localizer
 from cadloc.matching.retrieval import Vocabulary, nearest_first
 from cadloc.rendering import Light, depth_m, process_renderer
+from cadloc.scene_config import SceneConfig
 from cadloc.scene_models import load_scene_model
 
 SIFT = SiftFeatures(keypoints=800, ratio=0.8)

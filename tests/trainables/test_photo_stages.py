@@ -18,7 +18,7 @@ from trimesh.visual.material import PBRMaterial
 from cadloc import catalog
 from cadloc.cad import load_cad
 from cadloc.catalog import stage_builder, stages_of
-from cadloc.config import CadConfig, GtPosesConfig, PhotosConfig, SceneConfig, TrialConfig, ViewsConfig
+from cadloc.config import TrialConfig
 from cadloc.contract import InputError, StageSpec
 from cadloc.datasets.ace_layout import Dataset
 from cadloc.datasets.gt_poses import jittered
@@ -28,6 +28,8 @@ from cadloc.geometry import Similarity, inverse, look_at, pinhole, rotation_erro
 from cadloc.raycasting import RayCastingRenderer
 from cadloc.registration import own_axes
 from cadloc.rendering import Light, depth_m
+from cadloc.scene_config import CadConfig, PhotosConfig, SceneConfig
+from cadloc.views_config import GtPosesConfig, ViewsConfig
 
 WIDTH, HEIGHT = 200, 150
 REC_FROM_OWN = Similarity(0.3, np.linalg.qr(np.random.default_rng(4).normal(size=(3, 3)))[0], np.array([1.0, -2, 3]))

@@ -11,13 +11,13 @@ import pytest
 import trimesh
 
 from cadloc.cad import CadModel, model_from_meshes
-from cadloc.config import CadConfig
 from cadloc.datasets.reconstruction import Camera, Photo, Reconstruction, SparsePoints
 from cadloc.geometry import Array, Similarity, inverse, look_at, pinhole, project, transform_points
 from cadloc.pair_agreement import agreement
 from cadloc.pose_conventions import GivenPhoto, diagnose
 from cadloc.registration_check import reprojection_medians_px, up_axis_of_cameras
 from cadloc.rendering import Light, Renderer
+from cadloc.scene_config import CadConfig
 
 WIDTH_PX, HEIGHT_PX = 256, 192
 OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])

@@ -13,7 +13,6 @@ import numpy as np
 import pycolmap
 import pytest
 
-from cadloc.config import PhotosConfig
 from cadloc.contract import InputError
 from cadloc.datasets.colmap import colmap_camera
 from cadloc.datasets.exporting import export_ace, write_colmap
@@ -21,6 +20,7 @@ from cadloc.datasets.reading import detect_format, read_reconstruction
 from cadloc.datasets.reconstruction import Camera, Photo, Reconstruction, SparsePoints
 from cadloc.datasets.undistortion import intrinsics_of
 from cadloc.geometry import look_at, project, transform_points
+from cadloc.scene_config import PhotosConfig
 
 WIDTH_PX, HEIGHT_PX = 64, 48
 

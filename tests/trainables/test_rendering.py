@@ -13,12 +13,12 @@ from trimesh.visual import TextureVisuals
 from trimesh.visual.material import PBRMaterial
 
 from cadloc.cad import CadModel, load_cad, model_from_meshes
-from cadloc.config import CadConfig
 from cadloc.contract import MissingSystemLibrary
 from cadloc.geometry import inverse, look_at, project, transform_points
 from cadloc.opengl import check_graphics
 from cadloc.raycasting import RayCaster, RayCastingRenderer
 from cadloc.rendering import Light, Renderer, ViewRenderer, depth_m, process_renderer
+from cadloc.scene_config import CadConfig
 
 W, H = 320, 240
 K = np.array([[262.5, 0, 158.7], [0, 265.1, 121.9], [0, 0, 1]])

@@ -11,7 +11,7 @@ import pytest
 import trimesh
 from scipy.spatial import cKDTree
 
-from cadloc.config import BUILT_IN_SCENES
+from cadloc.scene_config import BUILT_IN_SCENES
 from cadloc.scenes import built_in_meshes, training_building
 from cadloc.scenes.assembly import Site
 from cadloc.scenes.decals import CELLS, SHELVES

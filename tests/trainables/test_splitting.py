@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cadloc.config import SplitsConfig
 from cadloc.contract import InputError
 from cadloc.datasets.reconstruction import Camera, Photo, Reconstruction
 from cadloc.datasets.splitting import assign_splits
+from cadloc.scene_config import SplitsConfig
 
 
 def named(count: int, stated: Sequence[str | None] = (None,)) -> Reconstruction:

@@ -17,7 +17,6 @@ from cadloc.config import (
     HeadConfig,
     LossConfig,
     ReprojectionLoss,
-    SceneConfig,
     SwitchingLoss,
     TrainingConfig,
     TrialConfig,
@@ -30,6 +29,7 @@ from cadloc.localization import Estimate
 from cadloc.losses import phase_at
 from cadloc.metrics import PoseErrors
 from cadloc.samples import Samples, Shuffled
+from cadloc.scene_config import SceneConfig
 from cadloc.training import CHECKPOINT, HISTORY, Training, mean_loss
 
 CHANNELS = 48

@@ -8,10 +8,10 @@ import trimesh
 from numpy.typing import NDArray
 
 from cadloc.cad import CadModel, model_from_meshes
-from cadloc.config import CountsConfig, GroundConfig, ImageConfig, OrbitConfig, ViewpointsConfig, ViewsConfig
 from cadloc.contract import InputError
 from cadloc.geometry import cell_pixels, rotation_error_deg, unproject
 from cadloc.viewpoints import Site, Viewpoint, fitting_distance_m, plan_viewpoints
+from cadloc.views_config import CountsConfig, GroundConfig, ImageConfig, OrbitConfig, ViewpointsConfig, ViewsConfig
 
 SIZE_M = np.array([16.0, 10.0, 8.0])
 

@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cadloc.config import RandomisationConfig
 from cadloc.geometry import Array
 from cadloc.rendering import Light
+from cadloc.views_config import RandomisationConfig
 
 Image: TypeAlias = NDArray[np.uint8]
 Pixels: TypeAlias = NDArray[np.float32]

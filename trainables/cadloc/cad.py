@@ -21,9 +21,9 @@ from cadloc.cad_reading import (
     scene_meshes,
     stated_metres_per_unit,
 )
-from cadloc.config import CadConfig
 from cadloc.contract import Fault, InputError
 from cadloc.geometry import Array
+from cadloc.scene_config import CadConfig
 from cadloc.surfaces import Cleaning, has_texture, surfaces_from_meshes
 
 _PLAUSIBLE_DIAMETER_M = (1.0, 5000.0)

@@ -13,9 +13,9 @@ import numpy as np
 import trimesh
 from collada.common import DaeError
 
-from cadloc.config import CadConfig
 from cadloc.contract import Fault, InputError
 from cadloc.geometry import Array, transform_points
+from cadloc.scene_config import CadConfig
 
 FORMATS = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off", ".3mf", ".dae")
 UNITLESS_FORMATS = (".obj", ".ply", ".stl", ".off")

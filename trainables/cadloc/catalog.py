@@ -11,8 +11,9 @@ from typing import Any, cast
 from pydantic import BaseModel
 
 from cadloc.cad_files import referenced_files
-from cadloc.config import CadConfig, Domain, PhotosConfig, SceneConfig, TrialConfig, scene_viewpoints
+from cadloc.config import Domain, TrialConfig
 from cadloc.contract import StageBuilder, StageSpec, Trainable
+from cadloc.scene_config import CadConfig, PhotosConfig, SceneConfig, scene_viewpoints
 
 
 @dataclass(frozen=True)

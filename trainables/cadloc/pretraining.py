@@ -21,7 +21,6 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy, grid_sample, normalize
 
-from cadloc.config import Count, NonNegative, Positive, Seed, Settings
 from cadloc.contract import DivergenceError, Fault, InputError, Json, digest
 from cadloc.encoders import Encoder
 from cadloc.encoders.images import STRIDE
@@ -37,6 +36,7 @@ from cadloc.pretraining_pairs import (
     plain_views,
     under_sky,
 )
+from cadloc.settings import Count, NonNegative, Positive, Seed, Settings
 
 Side = Annotated[int, Field(ge=64, le=4096, multiple_of=STRIDE)]
 

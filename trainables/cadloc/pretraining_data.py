@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from cadloc.cad import CadModel, model_from_meshes
-from cadloc.config import Count, Seed, Settings
 from cadloc.encoders.images import STRIDE
 from cadloc.geometry import Array, inverse, look_at, pinhole, transform_points
 from cadloc.pretraining_pairs import PooledBuilding, overlapping_pairs
 from cadloc.rendering import Light, Rendering, process_renderer
 from cadloc.scenes.training import training_building
+from cadloc.settings import Count, Seed, Settings
 
 _MIN_SEEN_SHARE = 0.4
 _MIN_DISTANCE_M = 3.0

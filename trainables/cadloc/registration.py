@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from cadloc.cad import CadModel
-from cadloc.config import PhotosConfig
 from cadloc.contract import Fault, InputError
 from cadloc.geometry import Array, Similarity, inverse
+from cadloc.scene_config import PhotosConfig
 
 
 def own_axes(model: CadModel) -> Array:

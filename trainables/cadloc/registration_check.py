@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from cadloc.cad import CadModel
 from cadloc.cad_reading import Z_FROM_UP
-from cadloc.config import CadConfig
 from cadloc.contract import Fault, InputError
 from cadloc.datasets.colmap import colmap_camera
 from cadloc.datasets.photos import PosedPhoto, at_scale
@@ -20,6 +19,7 @@ from cadloc.datasets.undistortion import undistorted
 from cadloc.geometry import Array, inverse, transform_points
 from cadloc.pair_offsets import measure_offset
 from cadloc.rendering import Light, ViewRenderer, depth_m
+from cadloc.scene_config import CadConfig
 
 _CLOSE_SHARE = 0.005  # of the model's diameter: a twentieth of the picture closer than this is "in the way"
 _UPRIGHT = 0.5

@@ -8,10 +8,10 @@ from functools import lru_cache
 import numpy as np
 
 from cadloc.cad import CadModel, load_cad, model_from_meshes
-from cadloc.config import SceneConfig
 from cadloc.contract import canonical, identity
 from cadloc.geometry import Array, Similarity
 from cadloc.registration import own_axes, read_similarity
+from cadloc.scene_config import SceneConfig
 
 
 def load_scene_model(scene: SceneConfig, source: str) -> CadModel:

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cadloc.cad import CadModel
-from cadloc.config import ImageConfig, ViewpointsConfig, ViewsConfig
 from cadloc.contract import Fault, InputError
 from cadloc.datasets.ace_layout import Split
 from cadloc.geometry import Array, cell_pixels, look_at, pinhole, rotation_error_deg, unproject
 from cadloc.raycasting import RayCaster, fibonacci_sphere
+from cadloc.views_config import ImageConfig, ViewpointsConfig, ViewsConfig
 
 GROUND_RELIEF_M = 0.5
 """What rises no higher above the ground is ground: kerbs, paving, low steps."""

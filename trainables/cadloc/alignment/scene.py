@@ -15,12 +15,12 @@ from cadloc.alignment.posed_images import open_posed
 from cadloc.alignment.report import AlignmentReport
 from cadloc.alignment.surface_fit import FEWEST_POINTS, SurfaceFit, align_points
 from cadloc.cad import CadModel
-from cadloc.config import PhotosConfig
 from cadloc.contract import Fault, InputError
 from cadloc.datasets.reconstruction import Photo, Reconstruction, SparsePoints
 from cadloc.datasets.splitting import assign_splits
 from cadloc.geometry import Array, Similarity, transform_points
 from cadloc.registration import own_axes
+from cadloc.scene_config import PhotosConfig
 
 MOST_PHOTOS = 24
 """Photos that a refinement looks at; of more, evenly chosen ones."""

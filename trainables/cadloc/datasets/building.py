@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from cadloc.appearance import Image, Pixels, draw_light, randomised, view_generator
 from cadloc.cad import CadModel
 from cadloc.catalog import STAGES
-from cadloc.config import SceneConfig, ViewsConfig
 from cadloc.contract import Fault, InputError, Json, canonical, identity
 from cadloc.datasets.ace_layout import FOLDERS, Split, depth_step_m, farthest_m, write_card, write_view
 from cadloc.geometry import Array
 from cadloc.photographs import draw_weather, photograph
 from cadloc.rendering import Light, ViewRenderer, depth_m, process_renderer
+from cadloc.scene_config import SceneConfig
 from cadloc.scene_models import load_scene_model
 from cadloc.viewpoints import Site, Viewpoint, plan_viewpoints
+from cadloc.views_config import ViewsConfig
 
 VIEWS_PER_CHUNK = 20
 

@@ -18,7 +18,6 @@ from scipy.spatial.transform import Rotation
 from cadloc.appearance import draw_light, randomised, view_generator
 from cadloc.cad import CadModel
 from cadloc.catalog import STAGES
-from cadloc.config import GtPosesConfig, RandomisationConfig, SceneConfig
 from cadloc.contract import Fault, InputError, Json, identity
 from cadloc.datasets.ace_layout import Dataset, Split, View, depth_step_m, farthest_m, write_card, write_view
 from cadloc.datasets.building import Render, smooth_render
@@ -26,7 +25,9 @@ from cadloc.datasets.photos import within
 from cadloc.geometry import Array, rigid
 from cadloc.pair_offsets import measure_offset
 from cadloc.rendering import Light, process_renderer
+from cadloc.scene_config import SceneConfig
 from cadloc.scene_models import kept_scene_model
+from cadloc.views_config import GtPosesConfig, RandomisationConfig
 
 PHOTOS_PER_CHUNK = 4
 TRIES = 20

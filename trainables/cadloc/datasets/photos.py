@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from cadloc.cad import CadModel
 from cadloc.catalog import STAGES
-from cadloc.config import PhotosConfig, SceneConfig
 from cadloc.contract import Fault, InputError, Json, canonical, identity
 from cadloc.datasets.ace_layout import Split, depth_step_m, farthest_m, write_card, write_view
 from cadloc.datasets.reading import read_reconstruction
@@ -28,6 +27,7 @@ from cadloc.datasets.undistortion import undistorted
 from cadloc.geometry import Array
 from cadloc.registration import posed_in_cad, rec_from_cad
 from cadloc.rendering import Light, depth_m, process_renderer
+from cadloc.scene_config import PhotosConfig, SceneConfig
 from cadloc.scene_models import load_scene_model
 
 PHOTOS_PER_CHUNK = 10

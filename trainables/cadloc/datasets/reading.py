@@ -9,7 +9,6 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from cadloc.config import RECONSTRUCTION_FORMATS, PhotosConfig
 from cadloc.contract import Fault, InputError
 from cadloc.datasets.ace_layout import FOLDERS, Dataset
 from cadloc.datasets.colmap import colmap_camera, find_model, parameter_counts, read_model
@@ -19,6 +18,7 @@ from cadloc.datasets.posed_files import image_size_px
 from cadloc.datasets.reconstruction import Camera, Photo, Reconstruction
 from cadloc.datasets.undistortion import is_one_to_one, undistorted_camera
 from cadloc.geometry import Array, inverse
+from cadloc.scene_config import RECONSTRUCTION_FORMATS, PhotosConfig
 
 ROTATION_TOLERANCE = 1e-3
 """How far R·Rᵀ may be off 1: poses in text files of other tools carry as few as four digits."""

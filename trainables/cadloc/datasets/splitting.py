@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from cadloc.config import SplitsConfig
 from cadloc.contract import Fault, InputError
 from cadloc.datasets.ace_layout import Split
 from cadloc.datasets.reconstruction import Reconstruction
+from cadloc.scene_config import SplitsConfig
 
 SPLITS: tuple[Split, ...] = ("mapping", "validation", "query")
 
