@@ -49,20 +49,31 @@ def load_scene(name_or_path: str, settings: Sequence[str] = (), folders: Sequenc
 
 
 def check_models(scenes: Sequence[SceneConfig]) -> list[str]:
-    """Loads every CAD model once; returns what can be lived with. Raises InputError for models that cannot be used.
+    """Loads every CAD model once, and every photo's pose; returns what can be lived with.
 
-    Imports the mesh readers: seconds, not milliseconds.
+    Raises InputError for models, reconstructions, registrations and splits that cannot be used. Imports the mesh
+    readers: seconds, not milliseconds.
     """
     configs = {config.model_dump_json(): config for scene in scenes for _, config in _cad_configs(scene)}
     if not configs:
         return []
-    from cadloc.cad import load_cad
+    from cadloc.cad import CadModel, load_cad
+    from cadloc.datasets.photos import posed_photos
 
     warnings: list[str] = []
     faults: list[Fault] = []
-    for config in configs.values():
+    models: dict[str, CadModel] = {}
+    for key, config in configs.items():
         try:
-            warnings += [f"{config.path}: {warning}" for warning in load_cad(config).warnings]
+            models[key] = load_cad(config)
+            warnings += [f"{config.path}: {warning}" for warning in models[key].warnings]
+        except InputError as error:
+            faults += error.faults
+    for scene in scenes:
+        model = models.get(scene.cad.model_dump_json()) if scene.cad is not None else None
+        try:
+            if scene.photos is not None and model is not None:
+                posed_photos(scene.photos, model)
         except InputError as error:
             faults += error.faults
     if faults:

@@ -11,7 +11,7 @@ from cadloc.contract import Fault, InputError, Json
 from cadloc.documents import Document, KeyPath, load_document, shown
 from cadloc.faults import check, did_you_mean
 from cadloc.presets import PRESETS
-from cadloc.scene_config import SceneConfig
+from cadloc.scene_config import CadConfig, PhotosConfig, SceneConfig
 from cadloc_sweep.arms import Arm, own_key_faults, resolve_arms
 from cadloc_sweep.designs import Choice, Factor, LeaveOneOut, choices, reference
 from cadloc_sweep.scene_files import resolve_scenes
@@ -20,6 +20,11 @@ from cadloc_sweep.spaces import SearchSpace, shipped_folder
 from cadloc_sweep.variables import Variables, overridden, split_settings
 
 _KEYS = tuple(SpaceSettings.model_fields)
+_ANY_SCENE = SceneConfig(
+    name="unknown", cad=CadConfig(path="", up="z"), photos=PhotosConfig(images="", reconstruction="")
+)
+"""Stands in for scenes that cannot be read: it has what any arm may ask for, so only their own faults are told."""
+
 _WEIGHT_WORDS = frozenset({"shipped", "random"})
 
 
@@ -52,7 +57,7 @@ class _Reading:
         settings = self._settings()
         scenes = self._scenes(settings)
         factors = self._factors(settings)
-        arms = self._arms(settings, factors, scenes[0] if scenes else SceneConfig(name="gate", built_in=True))
+        arms = self._arms(settings, factors, scenes[0] if scenes else _ANY_SCENE)
         self._suits(scenes, arms)
         if not self._faults:
             self._metrics(settings, scenes, arms)

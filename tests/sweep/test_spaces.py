@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import trimesh
 import yaml
 
 from cadloc.config import TrialConfig, with_preset
@@ -14,6 +15,7 @@ from cadloc.contract import InputError
 from cadloc.presets import PRESETS
 from cadloc.scene_config import scene_viewpoints
 from cadloc.settings import merged
+from cadloc_sweep.scene_files import check_models
 from cadloc_sweep.spaces import load_space, shipped_spaces
 
 SWITCHING = """\
@@ -190,6 +192,23 @@ def test_an_arm_that_a_later_scene_cannot_run_is_a_fault(tmp_path: Path) -> None
     text = "name: gap\nscenes: [house.yaml, gate]\nfactors: {train_on: [[real], [synthetic]]}\n"
     with pytest.raises(InputError, match="gate has no photos"):
         load_space(write(tmp_path, text))
+
+
+def test_an_unreadable_scene_hides_no_fault_and_adds_none(tmp_path: Path) -> None:
+    """Where a scene file is missing, that is the only fault: arms are not measured by some other scene."""
+    text = "name: gap\nscenes: [nowhere.yaml]\nfactors: {train_on: [[real], [synthetic]]}\n"
+    with pytest.raises(InputError) as caught:
+        load_space(write(tmp_path, text))
+    assert [fault.key for fault in caught.value.faults] == ["scenes[0]"]
+
+
+def test_poses_of_photos_are_read_before_work_starts(tmp_path: Path) -> None:
+    """A reconstruction that cannot be used stops a sweep before its first stage, with the file's name."""
+    scene_with_photos(tmp_path)
+    trimesh.creation.box().export(tmp_path / "house.glb")
+    scenes = load_space(write(tmp_path, "name: gap\nscenes: [house.yaml]\n")).scenes
+    with pytest.raises(InputError, match=r"poses\.json"):
+        check_models(scenes)
 
 
 def test_a_scenes_own_viewpoints_win_and_are_checked(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,18 @@ from cadloc import catalog
 from cadloc.cad import load_cad
 from cadloc.catalog import stage_builder, stages_of
 from cadloc.config import TrialConfig
-from cadloc.contract import InputError, StageSpec
+from cadloc.contract import InputError, StageSpec, content_digest
 from cadloc.datasets.ace_layout import Dataset
+from cadloc.datasets.colmap import colmap_camera
 from cadloc.datasets.gt_poses import jittered
-from cadloc.datasets.photos import view_names
+from cadloc.datasets.photos import at_scale, view_names
 from cadloc.datasets.reconstruction import Camera, Photo
-from cadloc.geometry import Similarity, inverse, look_at, pinhole, rotation_error_deg, translation_error_m
+from cadloc.datasets.undistortion import undistorted
+from cadloc.geometry import Similarity, inverse, look_at, pinhole, project, rotation_error_deg, translation_error_m
 from cadloc.raycasting import RayCastingRenderer
 from cadloc.registration import own_axes
 from cadloc.rendering import Light, depth_m
-from cadloc.scene_config import CadConfig, PhotosConfig, SceneConfig
+from cadloc.scene_config import CadConfig, PhotosConfig, QuerySetConfig, SceneConfig
 from cadloc.views_config import GtPosesConfig, ViewsConfig
 
 WIDTH, HEIGHT = 200, 150
@@ -210,6 +213,24 @@ def test_a_depth_range_leaves_the_rest_unknown(scene: SceneConfig, tmp_path: Pat
     assert 0 < (depths_m > 0).mean() < 0.5
 
 
+def test_distorted_portraits_come_undistorted_and_to_scale(scene: SceneConfig, tmp_path: Path) -> None:
+    """What a distorted camera saw at a pixel is where the stored intrinsics project it, each side by its own factor."""
+    camera = Camera("SIMPLE_RADIAL", 331, 503, (400.0, 160.0, 260.0, 0.12))
+    points_cam = np.array([[x, y, 4.0] for x in (-0.9, 0.0, 0.8) for y in (-1.5, 0.1, 1.7)])
+    seen_px = np.asarray(colmap_camera(camera).img_from_cam(points_cam))
+    v, u = np.mgrid[:503, :331] + 0.5
+    distance_px = np.hypot(u[..., None] - seen_px[:, 0], v[..., None] - seen_px[:, 1])
+    blobs = np.repeat((255 * np.exp(-(distance_px**2) / 32)).max(axis=2)[..., None], 3, axis=2).astype(np.uint8)
+    image, intrinsics = at_scale(*undistorted(blobs, camera), 200)
+    assert min(image.shape[:2]) == 200
+    for pixel in project(points_cam, intrinsics):
+        column, row = (pixel - 8).astype(int)
+        patch = image[row : row + 16, column : column + 16, 0].astype(float)
+        rows, columns = np.mgrid[:16, :16] + 0.5
+        centre = np.array([(patch * columns).sum(), (patch * rows).sum()]) / patch.sum() + (column, row)
+        np.testing.assert_allclose(centre, pixel, atol=0.1)
+
+
 def test_photos_that_differ_in_suffix_only_are_an_input_error() -> None:
     """Views go by name without suffix, folders joined: two of one name are told, not overwritten."""
     camera = Camera("PINHOLE", 8, 8, (8.0, 8.0, 4.0, 4.0))
@@ -217,6 +238,46 @@ def test_photos_that_differ_in_suffix_only_are_an_input_error() -> None:
     with pytest.raises(InputError, match="same name"):
         view_names(photos, "poses.json")
     assert view_names(photos[1:], "poses.json") == {"a/b.png": "a__b", "c.jpg": "c"}
+
+
+def test_linked_folders_are_content_and_hidden_ones_are_not(tmp_path: Path) -> None:
+    """The digest of a folder sees through links, also to itself, and leaves out what begins with a dot."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.jpg").write_text("one")
+    images = tmp_path / "images"
+    (images / ".thumbs").mkdir(parents=True)
+    (images / "day").symlink_to(tmp_path / "elsewhere")
+    (images / "again").symlink_to(images)
+    before = content_digest(images)
+    (images / ".thumbs" / "a.jpg").write_text("small")
+    assert content_digest(images) == before
+    (tmp_path / "elsewhere" / "a.jpg").write_text("another")
+    assert content_digest(images) != before
+
+
+def test_another_query_set_leaves_the_pairs_alone(scene: SceneConfig) -> None:
+    """Renders at photo poses depend on the scene's own CAD, not on other models of the place."""
+    assert scene.cad is not None
+    wider = scene.model_copy(update={"query_sets": {"other": QuerySetConfig(cad=scene.cad)}})
+    before, after = stages_of(trial(scene)), stages_of(trial(wider))
+    assert all(before[role].key == after[role].key for role in before)
+
+
+def test_a_photo_called_like_a_jittered_copy_is_an_input_error(
+    scene: SceneConfig, real: Dataset, tmp_path: Path
+) -> None:
+    """Nothing is overwritten: the clash is told."""
+    taken = next(view.name for view in real.views("mapping"))
+    for role, suffix in {"rgb": ".jpg", "poses": ".txt", "calibration": ".txt", "depth": ".png"}.items():
+        for place in (real.directory / "train" / role).iterdir():
+            copy = tmp_path / "photos" / "train" / role / place.name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(place, copy)
+            shutil.copy(place, copy.with_name(f"{place.stem}_j01{suffix}"))
+    shutil.copy(real.directory / "dataset.json", tmp_path / "photos")
+    spec = stages_of(trial(scene))["views/gt_poses"]
+    with pytest.raises(InputError, match=f"{taken}_j01"):
+        built(spec, tmp_path / "made", {"photos": tmp_path / "photos"})
 
 
 def test_scenes_with_photos_are_tested_on_them(scene: SceneConfig) -> None:

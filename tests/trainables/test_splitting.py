@@ -44,11 +44,10 @@ def test_splits_are_disjoint_and_need_no_order(
     try:
         chosen = assign_splits(made, splits)
     except InputError:
-        assert all(photo.split == "query" for photo in made.photos)
+        assert sum(photo.split != "query" for photo in made.photos) < 2
         return
     assert list(chosen) == [photo.name for photo in made.photos]
-    assert {"mapping", "query"} <= set(chosen.values())
-    assert "validation" in chosen.values() or list(chosen.values()).count("mapping") == 1
+    assert {"mapping", "validation", "query"} == set(chosen.values())
     assert assign_splits(replace(made, photos=made.photos[::-1]), splits) == chosen
     for photo in made.photos:
         assert photo.split != "query" or chosen[photo.name] == "query"

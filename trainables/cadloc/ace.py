@@ -59,7 +59,8 @@ def train(config: TrialConfig, context: TrialContext) -> Iterator[Progress]:
     def validate(head: Head) -> Mapping[str, float]:
         metrics: dict[str, float] = {}
         for name, queries in validations.items():
-            losses = {f"loss_{phase.unit}": mean_loss(head, validation_samples[name], phase) for phase in YARDSTICKS}
+            known = validation_samples[name]  # none where validation photos see nothing of the model
+            losses = {f"loss_{phase.unit}": mean_loss(head, known, phase) for phase in YARDSTICKS if len(known)}
             metrics |= _named(f"validation/{name}", {**losses, **test(queries).metrics})
         return metrics
 

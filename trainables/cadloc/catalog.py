@@ -195,7 +195,7 @@ def _renders_at_photo_poses(config: TrialConfig) -> StageSpec:
         "backend": views.backend,
         "seed": views.seed,
     }
-    return _stage("gt_poses", slice_, {"photos": _photos(config)}, _scene_files(config.scene))
+    return _stage("gt_poses", slice_, {"photos": _photos(config)}, _scene_files(_place_of_photos(config.scene)))
 
 
 def _place_of_photos(scene: SceneConfig) -> SceneConfig:

@@ -229,7 +229,7 @@ class TrialConfig(Settings):
     trainable: str = "ace"
     views: ViewsConfig = ViewsConfig()
     train_on: Annotated[tuple[TrainingDomain, ...], AtLeastOne] = ("synthetic",)
-    """Whose mapping views teach the map; of several, equally many samples. `gt_poses` and `real` need photos."""
+    """Whose mapping views teach the map; of several, the samples of all, mixed. `gt_poses` and `real` need photos."""
     domains: tuple[Domain, ...] = ("synthetic", "photo", "gt_poses", "real")
     """Query sets of the test. Those a scene does not have are left out: `photo` (simulated photographs) belongs to
     built-in scenes, `gt_poses` and `real` to scenes with photos. A scene's own `query_sets` are always tested."""

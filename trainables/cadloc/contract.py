@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -150,11 +151,21 @@ def file_digest(path: Path) -> str:
 
 
 def files_below(path: Path) -> tuple[Path, ...]:
-    """The file itself, or all files below a folder, sorted; hidden ones are not content."""
+    """The file itself, or all files below a folder, sorted, through links; hidden files and folders are not content."""
     if not path.is_dir():
         return (path,)
-    found = (place for place in path.rglob("*") if place.is_file())
-    return tuple(sorted(place for place in found if not place.name.startswith(".")))
+    found: list[Path] = []
+    walked: set[str] = set()
+    for folder, folders, names in os.walk(path, followlinks=True):
+        walked.add(os.path.realpath(folder))
+        # A link back to a folder above would never end.
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in walked
+        ]
+        found += [Path(folder, name) for name in names if not name.startswith(".")]
+    return tuple(sorted(found))
 
 
 def content_digest(path: Path) -> str:
@@ -167,7 +178,7 @@ def content_digest(path: Path) -> str:
     return whole.hexdigest()
 
 
-@lru_cache(maxsize=4096)
+@cache
 def _file_digest(path: str, _size: int, _mtime_ns: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -28,10 +28,6 @@ TITLES = {
     "dcre_recall_20pct": "queries with a mean DCRE below 20 % of the diagonal, %",
 }
 
-FAILED_FROM = 1e4
-"""An error in metres or percent from which a cell reads `failed`. No scene is that large: only where half of the
-queries of a seed have no pose is the stored value, a stand-in of 1e6, or its mean over seeds beyond this."""
-
 QueryCounts: TypeAlias = Mapping[tuple[str, str], int]
 """(scene, test set) -> number of queries."""
 
@@ -161,7 +157,7 @@ def footnote() -> str:
     return (
         "mean ± half of the 95 % t interval over n finished seeds (from two on), about seeds alone: all saw the same "
         "queries; recalls in % of all queries; "
-        "failed: half of a seed's queries or more have no pose"
+        "failed: in some seed, half of the queries or more have no pose, or one that sees nothing"
     )
 
 
@@ -171,7 +167,7 @@ def footnote() -> str:
 def _matrix(arms: Sequence[Arm], metrics: Sequence[str]) -> DomainMatrix:
     rows = tuple(sorted(((" + ".join(_trained_on(arm)), arm) for arm in arms), key=lambda row: _order(row[1])))
     cells = {
-        (metric, label, test_set): _cell(arm.metrics[f"test/{test_set}/{metric}"], metric)
+        (metric, label, test_set): _cell(arm, f"test/{test_set}/{metric}")
         for metric, (label, arm), test_set in product(metrics, rows, TEST_SETS)
         if f"test/{test_set}/{metric}" in arm.metrics
     }
@@ -180,9 +176,8 @@ def _matrix(arms: Sequence[Arm], metrics: Sequence[str]) -> DomainMatrix:
     return DomainMatrix(arms[0].scene, others, rows, tuple(each for each in TEST_SETS if each in tested), cells)
 
 
-def _cell(interval: Interval, metric: str) -> Cell:
-    error = metric.endswith(("_m", "_pct")) and not is_recall(metric)
-    return Cell(interval, error and interval.mean is not None and interval.mean >= FAILED_FROM)
+def _cell(arm: Arm, metric: str) -> Cell:
+    return Cell(arm.metrics[metric], arm.has_failed(metric))
 
 
 def _others(arm: Arm) -> dict[str, Json]:

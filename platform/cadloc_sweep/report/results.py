@@ -20,6 +20,9 @@ from cadloc_sweep.report.statistics import Interval, paired_difference, t_interv
 from cadloc_sweep.space_settings import Objective
 from cadloc_sweep.trials import SweepPaths, Trial, TrialResult
 
+STAND_IN_FROM = 1e4
+"""No scene and no error is that large, in metres or percent."""
+
 PLANNED = "planned"
 """Status of a trial that has not ended yet."""
 
@@ -79,6 +82,15 @@ class Arm:
             for outcome in self.finished
             if metric in outcome.metrics
         }
+
+    @property
+    def metric(self) -> bool:
+        """Whether the scene's metres are metres on the ground."""
+        return self.outcomes[0].trial.config.scene.metric
+
+    def has_failed(self, metric: str) -> bool:
+        """Whether some seed's value stands in for an error that does not exist: half of its queries have no pose."""
+        return any(is_stand_in(metric, value) for value in self.values(metric).values())
 
     @property
     def choice(self) -> dict[str, Json]:
@@ -144,6 +156,17 @@ class SweepResults:
             "arms": [_arm_json(arm) for arm in self.arms],
             "trials": [_trial_json(outcome) for outcome in self.outcomes],
         }
+
+
+def is_stand_in(metric: str, value: float) -> bool:
+    """Whether a median error is what `cadloc.metrics` and `cadloc.dcre` write where most queries failed.
+
+    Metres and percent read 1e6 then (percent of a scene: times 100 over its size), degrees 180.
+    """
+    name = metric.rpartition("/")[2]
+    if not name.endswith(("_m", "_deg", "_pct")) or "recall_" in name:
+        return False
+    return value >= (180 if name.endswith("_deg") else STAND_IN_FROM)
 
 
 def read_sweep(directory: Path, note: Callable[[str], None] = lambda _: None) -> SweepResults:

@@ -46,6 +46,8 @@ COLUMNS: dict[str, tuple[str, str]] = {
 """Metric of a query set -> heading and which end is better. Recalls are shares of all queries, shown in percent."""
 
 
+METRE_RECALLS = ("recall_5cm_5deg", "recall_10cm_5deg", "recall_25cm_2deg", "recall_50cm_5deg", "recall_5m_10deg")
+
 LEAST_WANTED = (
     *("CadLoc's ≤ 30 %", "CadLoc's ≤ 20 %", "max ≤ 10 %", "≤ 5 %", "CadLoc's ≤ 10 %"),
     *("5 m 10°", "% of scene", "5 cm 5°", "50 cm 5°", "1 % 2°", "25 cm 2°", "10 cm 5°"),
@@ -144,6 +146,10 @@ def footnote(results: SweepResults) -> str:
     ]
     if "photo" in results.domains:
         lines.append("photo (simulated): rendered with other light, texture and occluders; not real photographs")
+    if any(not arm.metric for arm in results.arms):
+        lines.append("–: the scene is not metric, its metres mean nothing")
+    if any(arm.has_failed(name) for arm in results.arms for name in arm.metrics):
+        lines.append("failed: in some seed, half of the queries or more have no pose, or one that sees nothing")
     if any("/dcre_" in name for arm in results.arms for name in arm.metrics):
         lines.append(
             "DCRE: mean displacement of the model's pixels from estimate to truth, % of the image diagonal (median); "
@@ -202,7 +208,9 @@ def _table(results: SweepResults, title: str, columns: Sequence[_Column]) -> Tab
 
 def _best(results: SweepResults, column: _Column, scene: str) -> float | None:
     means = [
-        arm.metrics[column.metric].mean for arm in results.arms if arm.scene == scene and column.metric in arm.metrics
+        arm.metrics[column.metric].mean
+        for arm in results.arms
+        if arm.scene == scene and column.metric in arm.metrics and not arm.has_failed(column.metric)
     ]
     known = [mean for mean in means if mean is not None]
     if len(set(known)) < 2:
@@ -212,10 +220,18 @@ def _best(results: SweepResults, column: _Column, scene: str) -> float | None:
 
 def _cell(arm: Arm, column: _Column, best: float | None) -> str:
     interval = arm.metrics.get(column.metric)
-    if interval is None or interval.mean is None:
+    if interval is None or interval.mean is None or not _means_something(arm, column.metric):
         return "–"
+    if arm.has_failed(column.metric):
+        return "failed"
     mark = "*" if best is not None and interval.mean == best else ""
     return _number(interval, _percent if "recall_" in column.metric else _digits) + mark
+
+
+def _means_something(arm: Arm, metric: str) -> bool:
+    """Metres of a scene that is not metric mean nothing; shares of its size, degrees and DCRE do."""
+    name = metric.rpartition("/")[2]
+    return arm.metric or not (name.endswith("_m") or name in METRE_RECALLS)
 
 
 def _number(interval: Interval, shown: Callable[[float], str]) -> str:

@@ -21,7 +21,7 @@ from cadloc.catalog import STAGES
 from cadloc.contract import Fault, InputError, Json, canonical, identity
 from cadloc.datasets.ace_layout import Split, depth_step_m, farthest_m, write_card, write_view
 from cadloc.datasets.reading import read_reconstruction
-from cadloc.datasets.reconstruction import Photo
+from cadloc.datasets.reconstruction import Photo, Reconstruction
 from cadloc.datasets.splitting import assign_splits
 from cadloc.datasets.undistortion import undistorted
 from cadloc.geometry import Array
@@ -96,9 +96,14 @@ def finish(config: Mapping[str, Json], inputs: Mapping[str, Path], directory: Pa
     )
 
 
-def posed_photos(photos: PhotosConfig, model: CadModel) -> tuple[PosedPhoto, ...]:
-    """The photos of some split, in the CAD's frame. Raises InputError with every fault of the reconstruction."""
-    reconstruction = read_reconstruction(photos)
+def posed_photos(
+    photos: PhotosConfig, model: CadModel, reconstruction: Reconstruction | None = None
+) -> tuple[PosedPhoto, ...]:
+    """The photos of some split, in the CAD's frame; the reconstruction is read unless it is at hand.
+
+    Raises InputError with every fault of the reconstruction, its registration or the splits.
+    """
+    reconstruction = reconstruction or read_reconstruction(photos)
     splits = assign_splits(reconstruction, photos.splits)
     registration = rec_from_cad(photos, model)
     names = view_names(reconstruction.photos, photos.reconstruction)

@@ -23,7 +23,7 @@ def assign_splits(reconstruction: Reconstruction, splits: SplitsConfig) -> dict[
     * mapping: the file's; else every other photo. With a `mapping` file, photos that nobody names are left out.
 
     Names in files may lack their suffix. Raises InputError with all faults: files that cannot be read, names that
-    are unknown or in two files, no mapping or no query photo left.
+    are unknown or in two files, a split without a photo.
     """
     faults: list[Fault] = []
     named = _named(reconstruction, splits, faults)
@@ -39,7 +39,7 @@ def assign_splits(reconstruction: Reconstruction, splits: SplitsConfig) -> dict[
         "validation": validation,
         "query": query,
     }
-    for split in ("mapping", "query"):
+    for split in SPLITS:
         if not chosen[split]:
             found = f"no {split} photo among {len(names)}"
             faults.append(Fault(str(reconstruction.source), f"photos.splits.{split}", found, "one photo at least"))
@@ -52,7 +52,7 @@ def _query(reconstruction: Reconstruction, splits: SplitsConfig, named: dict[Spl
     taken = frozenset[str]().union(*named.values())
     stated = _stated(reconstruction, "query") - taken
     free = [photo.name for photo in reconstruction.photos if photo.name not in taken]
-    return stated or _share(free, splits.query_share, splits.seed, "query", all_but=0 if "mapping" in named else 1)
+    return stated or _share(free, splits.query_share, splits.seed, "query", all_but=0 if "mapping" in named else 2)
 
 
 def _validation(reconstruction: Reconstruction, splits: SplitsConfig, mapping: frozenset[str]) -> frozenset[str]:
