@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from cadloc.contract import CadlocError
 from cadloc.geometry import Array, Similarity
 
 WEAK_RATIO = 5e-3
@@ -19,6 +20,10 @@ STRETCH = 1.02
 
 UNKNOWNS = 7
 _AXES = "xyz"
+
+
+class TooFewMeasurements(CadlocError, ValueError):
+    """Fewer points or photos than decide a similarity."""
 
 
 @dataclass(frozen=True, eq=False)

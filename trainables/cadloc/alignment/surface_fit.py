@@ -9,7 +9,7 @@ import trimesh
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import KDTree
 
-from cadloc.alignment.conditioning import Conditioning, Motion, least_squares_step, stretch_ratio
+from cadloc.alignment.conditioning import Conditioning, Motion, TooFewMeasurements, least_squares_step, stretch_ratio
 from cadloc.geometry import Array, Similarity, transform_points
 
 SHARES = (0.3, 0.9)
@@ -21,7 +21,15 @@ _SAMPLES = 150_000
 _CANDIDATES = 4
 _AFFINE_STEPS = 25
 _MOST = 0.8
+_NEARLY_ALL = 0.97
 _COARSE_POINTS = 500
+_ON_SURFACE = 0.005
+
+REACH = 0.12
+"""Points farther from the surface than this share of its diameter are of something else, or the start is hopeless."""
+
+MOST_MEASURED = 50_000
+"""Points whose distances are measured; of more, a seeded subset."""
 
 
 class SurfaceIndex:
@@ -69,6 +77,7 @@ class SurfaceFit:
     thinness: float
     stretch: float | None
     converged: bool
+    improved: bool
 
 
 def align_points(
@@ -90,16 +99,60 @@ def align_points(
     points = np.asarray(points_rec, np.float64)
     points = points[np.isfinite(points).all(axis=1)]
     if len(points) < FEWEST_POINTS:
-        raise ValueError(f"{len(points)} points; aligning them with a surface needs {FEWEST_POINTS}")
+        raise TooFewMeasurements(f"{len(points)} points; aligning them with a surface needs {FEWEST_POINTS}")
     index = surface if isinstance(surface, SurfaceIndex) else SurfaceIndex(surface)
-    chosen = np.random.default_rng(seed).permutation(points)[:max_points]
-    coarse = chosen[: max(len(chosen) // 4, _COARSE_POINTS)]
-    cad_from_rec = start.inverse()
-    # Most points first, and few of them: leaving many out while the pose is wrong fits the largest plane only.
-    for some, fewest, tolerance in ((coarse, _MOST, 1e-4), (coarse, shares[0], 1e-4), (chosen, shares[0], 2e-5)):
-        within = (min(fewest, shares[1]), shares[1])
-        cad_from_rec, converged = _converge(some, index, cad_from_rec, within, tolerance, iterations)
-    return _measured(points, coarse, index, cad_from_rec, shares, converged)
+    order = np.random.default_rng(seed).permutation(len(points))
+    chosen = points[order[:max_points]]
+    begin = start.inverse()
+    found, converged = _routes(chosen, index, begin, shares, iterations)
+    improved = _score(chosen, index, found, begin) > _score(chosen, index, begin, begin)
+    cad_from_rec = found if improved else begin
+    measured = points[np.sort(order[:MOST_MEASURED])]
+    return _measured(measured, chosen[: _coarse(chosen)], index, cad_from_rec, shares, converged or not improved, improved)
+
+
+def _coarse(points: Array) -> int:
+    return max(len(points) // 4, _COARSE_POINTS)
+
+
+def _routes(
+    points_rec: Array, index: SurfaceIndex, begin: Similarity, shares: tuple[float, float], iterations: int
+) -> tuple[Similarity, bool]:
+    """The best of the ways to `cad_from_rec` from `begin`, and whether it came to rest.
+
+    Nearly all points first: leaving many out while the pose is wrong fits the largest plane only. But where many are
+    of other things, taking them for the model's shrinks them into it; so the near ones go other ways, few at once too.
+    """
+    near = _near(points_rec, index, begin)
+    everything, near = points_rec[: _coarse(points_rec)], near[: _coarse(near)]
+    few = (min(shares), max(shares))
+    most, nearly_all = ((max(few[0], min(share, few[1])), max(share, few[1])) for share in (_MOST, _NEARLY_ALL))
+    ends = [begin]
+    for some, stages in ((everything, (most, few)), (near, (nearly_all, most, few)), (near, (few,))):
+        end = begin
+        for stage in stages if len(some) >= FEWEST_POINTS else ():
+            end, _ = _converge(some, index, end, stage, 1e-4, iterations)
+        ends.append(end)
+    best = max(ends, key=lambda end: _score(everything, index, end, begin))
+    near = _near(points_rec, index, best)
+    return _converge(near if len(near) >= FEWEST_POINTS else points_rec, index, best, few, 2e-5, iterations)
+
+
+def _near(points_rec: Array, index: SurfaceIndex, cad_from_rec: Similarity) -> Array:
+    """Those of points (N, 3) from which the surface is within `REACH`."""
+    moved = cad_from_rec.transform_points(points_rec)
+    return points_rec[np.linalg.norm(moved - index.closest(moved)[0], axis=1) < REACH * index.diameter_m]
+
+
+def _score(points_rec: Array, index: SurfaceIndex, cad_from_rec: Similarity, begin: Similarity) -> float:
+    """How many of points (N, 3) lie on the surface, softly, as a share.
+
+    Distances count in metres of the CAD at the scale of `begin` or at this one, whichever makes them longer: neither
+    a cloud shrunk into the model nor one grown out of it is rewarded.
+    """
+    moved = cad_from_rec.transform_points(points_rec)
+    distances = np.linalg.norm(moved - index.closest(moved)[0], axis=1) * max(1.0, begin.scale / cad_from_rec.scale)
+    return float((1 / (1 + (distances / (_ON_SURFACE * index.diameter_m)) ** 2)).mean())
 
 
 def _converge(
@@ -169,6 +222,7 @@ def _measured(
     cad_from_rec: Similarity,
     shares: tuple[float, float],
     converged: bool,
+    improved: bool,
 ) -> SurfaceFit:
     contacts = _contacts(cad_from_rec.transform_points(points), index, shares)
     motion = Motion.about(contacts.points[contacts.used])
@@ -182,6 +236,7 @@ def _measured(
         thinness=float(extents[2] / extents[1]) if extents[1] > 0 else 0.0,
         stretch=_stretch(cad_from_rec.transform_points(some), index, shares),
         converged=converged,
+        improved=improved,
     )
 
 

@@ -99,7 +99,7 @@ _CAMERA_LINE = "NAME MODEL WIDTH HEIGHT PARAMETERS…, as COLMAP names models an
 
 def is_pose_list(path: Path) -> bool:
     """Whether a file is a list of poses, or a folder holds one: told by the first line, not by a file's name."""
-    return bool(_pose_files(path))
+    return bool(pose_files(path))
 
 
 def read_pose_list(path: Path, images: Path, faults: list[Fault]) -> Reconstruction | None:
@@ -111,7 +111,7 @@ def read_pose_list(path: Path, images: Path, faults: list[Fault]) -> Reconstruct
     A file's kind is told by its first line that is no comment; others (such as lists of names) are not looked at.
     Names that have no camera or no file as they are written are looked up without their suffix. None after faults.
     """
-    pose_files = _pose_files(path)
+    pose_files = pose_files(path)
     if not pose_files:
         faults.append(Fault(str(path), "reconstruction", "no list of poses", _POSE_LINE))
         return None
@@ -127,7 +127,8 @@ def read_pose_list(path: Path, images: Path, faults: list[Fault]) -> Reconstruct
     return Reconstruction(path, tuple(posed))
 
 
-def _pose_files(path: Path) -> list[Path]:
+def pose_files(path: Path) -> list[Path]:
+    """The lists of poses that a file is or a folder holds, told by their first lines."""
     return [file for file in (_texts(path) if path.is_dir() else [path]) if _is_pose_line(_first(file))]
 
 
