@@ -52,7 +52,7 @@ def check_scene(scene: SceneConfig, to: Path | None, say: Say, photos: int = PHO
     _check_poses(config, reconstruction, say)
     renderer = process_renderer("gl")
     checks = [check_photo(photo, model, SHORT_SIDE_PX, renderer) for photo in evenly(posed, photos)]
-    for line in [*_table(checks), *_summary(checks, scene), *_place_warnings(checks)]:
+    for line in [*_table(checks), *summary(checks, metric=scene.metric), *_place_warnings(checks)]:
         say(line)
     if to is not None:
         _write(to, scene, checks)
@@ -161,9 +161,10 @@ def understated(checks: Sequence[PhotoCheck]) -> bool:
     return median(check.offset_px for check in known) > median(check.reach_px for check in known) / 2
 
 
-def _summary(checks: Sequence[PhotoCheck], scene: SceneConfig) -> Iterator[str]:
+def summary(checks: Sequence[PhotoCheck], *, metric: bool) -> Iterator[str]:
+    """What all photos say together, in two lines for people."""
     found = residuals(checks)
-    metres = "m" if scene.metric else "CAD metres (not metric)"
+    metres = "m" if metric else "CAD metres (not metric)"
     if found:
         yield (
             f"residual   {'at least ' if understated(checks) else ''}{found['offset_px']:.2f} px, "

@@ -81,7 +81,7 @@ def _look(folder: Path, given: Given, to: Path) -> _Found:
         looked = ", ".join(str(place) for place in places) or ", ".join(_RECONSTRUCTIONS)
         allowed = "a COLMAP model, an IMC Phototourism or ACE folder, a poses.json or a pose list"
         faults.append(Fault("--reconstruction", str(folder), f"no poses in {looked}", allowed))
-    place, kind = _apart(*kinds[0], folder, to, faults) if kinds else (folder, "")
+    place, kind = _apart(*kinds[0], to, cad, faults) if kinds else (folder, "")
     if images is not None and _holds(images, to):
         faults.append(Fault("--photos", str(images), f"a folder that {to.name} is written into too", _OF_ITS_OWN))
     registration = _stated("--registration", given.registration, faults)
@@ -91,24 +91,26 @@ def _look(folder: Path, given: Given, to: Path) -> _Found:
     return _Found(cad, images, place, kind, registration, lists)
 
 
-def _apart(place: Path, kind: str, folder: Path, to: Path, faults: list[Fault]) -> tuple[Path, str]:
+def _apart(place: Path, kind: str, to: Path, cad: Path | None, faults: list[Fault]) -> tuple[Path, str]:
     """Poses that nothing else lies among: whatever is in a reconstruction's folder is part of what a scene *is*."""
     from cadloc.datasets.colmap import find_model
     from cadloc.datasets.pose_lists import pose_files
 
-    if kind == "colmap" and place.resolve() == folder.resolve():
-        place = find_model(place) or place
-    lists = pose_files(place) if kind == "pose_list" and place.is_dir() else []
-    if len(lists) == 1 and (place.resolve() == folder.resolve() or _holds(place, to)):
+    if not any(_holds(place, other) for other in (to, cad)):
+        return place, kind
+    lists = pose_files(place) if kind == "pose_list" else []
+    if len(lists) == 1:
         return lists[0], kind
-    if place.resolve() == folder.resolve() or _holds(place, to):
-        found = f"poses ({kind}) among other files" + (f", {len(lists)} lists of them" if lists else "")
-        faults.append(Fault("--reconstruction", str(place), found, _OF_ITS_OWN, "move them, or name a sub-folder"))
+    model = find_model(place) if kind == "colmap" else None
+    if model is not None and not any(_holds(model, other) for other in (to, cad)):
+        return model, kind
+    found = f"poses ({kind}) among other files" + (f", {len(lists)} lists of them" if lists else "")
+    faults.append(Fault("--reconstruction", str(place), found, _OF_ITS_OWN, "move them, or name a sub-folder"))
     return place, kind
 
 
-def _holds(place: Path, to: Path) -> bool:
-    return place.is_dir() and to.resolve().is_relative_to(place.resolve())
+def _holds(place: Path, file: Path | None) -> bool:
+    return file is not None and place.is_dir() and file.resolve().is_relative_to(place.resolve())
 
 
 def _stated(option: str, path: Path | None, faults: list[Fault]) -> Path | None:
@@ -206,7 +208,7 @@ def _text(found: _Found, to: Path, units: tuple[str, str], up: tuple[str, str]) 
         f"  up: {json.dumps(up[0])}{up[1]}",
         "photos:",
         f"  images: {place(found.images)}",
-        f"  reconstruction: {place(found.reconstruction)}{_models_beside(found)}",
+        f"  reconstruction: {place(found.reconstruction)}{_beside(found)}",
         f"  format: {found.format}",
         *registration,
         *splits,
@@ -215,10 +217,12 @@ def _text(found: _Found, to: Path, units: tuple[str, str], up: tuple[str, str]) 
     return "\n".join(lines) + "\n"
 
 
-def _models_beside(found: _Found) -> str:
-    """A comment where COLMAP made several models that it could not join."""
+def _beside(found: _Found) -> str:
+    """A comment where COLMAP made several models that it could not join, and on the cameras of a list of poses."""
     from cadloc.datasets.colmap import numbered_models
 
+    if found.format == "pose_list" and found.reconstruction.is_file():
+        return "  # and the list of cameras beside it; in a folder of their own, a change of either is noticed"
     others = numbered_models(found.reconstruction.resolve().parent) if found.format == "colmap" else []
     return f"  # one of {len(others)} models: {', '.join(others)}" if len(others) > 1 else ""
 

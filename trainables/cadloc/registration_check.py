@@ -55,7 +55,7 @@ class PhotoCheck:
     @property
     def reach_px(self) -> float:
         """The longest offset that could have been found."""
-        return SEARCH_SHARE * max(self.mask.shape)
+        return SEARCH_SHARE * float(max(self.mask.shape))
 
     @property
     def coverage(self) -> float:

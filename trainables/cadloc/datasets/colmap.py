@@ -11,6 +11,7 @@ import re
 import struct
 from collections.abc import Callable
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,9 @@ def _text_damage(path: Path) -> str:
     announced = _ANNOUNCED.search(text)
     if text and not text.endswith("\n") and not (announced and _is_whole(path.stem, text.splitlines()[-1].split())):
         return "a truncated file (its last line has no end)"
-    held = _records_in(text, lines_each=2 if path.stem == "images" else 1)
+    held, is_cut = _records_in(text, lines_each=2 if path.stem == "images" else 1)
+    if is_cut:  # pycolmap would leave it out without a word
+        return "a truncated file (its last photo lacks the line of observations, which may be empty)"
     if announced and int(announced[1]) != held:
         return f"a truncated file ({held} records; its header says {announced[1]})"
     return ""
@@ -156,22 +159,24 @@ def _is_whole(kind: str, words: list[str]) -> bool:
         case "cameras", count:
             return count > 1 and count == 4 + parameter_counts().get(words[1], 0)
         case "images", count:
-            return count == 10 or count % 3 == 0
+            return count > 0 and count % 3 == 0
         case "points3D", count:
             return count >= 8 and count % 2 == 0
     return False
 
 
-def _records_in(text: str, lines_each: int) -> int:
-    """Records, each a line with words in it and the `lines_each` - 1 lines after it, which may be empty."""
+def _records_in(text: str, lines_each: int) -> tuple[int, bool]:
+    """Records, each a line with words in it and the `lines_each` - 1 lines after it, which may be empty.
+
+    And whether the last one lacks such a line.
+    """
     lines = iter(text.splitlines())
-    records = 0
+    records, is_cut = 0, False
     for line in lines:
         if line.strip() and not line.lstrip().startswith("#"):
             records += 1
-            for _ in range(lines_each - 1):
-                next(lines, None)
-    return records
+            is_cut = len(list(islice(lines, lines_each - 1))) < lines_each - 1
+    return records, is_cut
 
 
 def _walk(data: mmap.mmap, end_of_record: Callable[[mmap.mmap, int], int]) -> int:
