@@ -28,10 +28,12 @@ def align_scene(
 
     Begins with `pairs` (see `cadloc.alignment.read_picks`), or the registration in the file `start`, or the scene's
     own; then sparse points on the surface; then, with `refine`, photos against renders. Tells report and warnings
-    by `say`. Raises InputError, with every fault of the options, before anything is computed.
+    by `say`. Raises InputError, with every fault of the options, before anything is computed; and, writing nothing,
+    where there is no evidence to align by.
     """
     from cadloc.alignment import align, evidence_of, read_picks
     from cadloc.datasets.reading import read_reconstruction
+    from cadloc.datasets.splitting import assign_splits
     from cadloc.registration import own_axes
     from cadloc.scene_models import load_scene_model
 
@@ -39,7 +41,8 @@ def align_scene(
     make_folder(to.parent, "--to")
     model = load_scene_model(scene, "synthetic")
     reconstruction = read_reconstruction(photos)
-    picks = None if pairs is None else read_picks(pairs, reconstruction)
+    queries = [name for name, split in assign_splits(reconstruction, photos.splits).items() if split == "query"]
+    picks = None if pairs is None else read_picks(pairs, reconstruction, queries=queries)
     begin = _start(photos, start, model)
     report = align(model, evidence_of(reconstruction, photos), begin, picks=picks, refine=refine, say=say)
     rows = report.rec_from_cad.matrix @ own_axes(model)

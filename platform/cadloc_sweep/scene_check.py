@@ -25,6 +25,7 @@ SHORT_SIDE_PX = 480
 PHOTOS = 40
 OVERLAYS = 12
 _FEW_MATCHES = 16
+_FEWEST_MATCHED = 0.8
 _LARGE_OFFSET_PX = 5.0
 _SELF_CONSISTENT_PX = 5.0
 _UNDERGROUND_M = -1.0
@@ -51,13 +52,14 @@ def check_scene(scene: SceneConfig, to: Path | None, say: Say, photos: int = PHO
     _check_poses(config, reconstruction, say)
     renderer = process_renderer("gl")
     checks = [check_photo(photo, model, SHORT_SIDE_PX, renderer) for photo in evenly(posed, photos)]
-    for line in [*_table(checks), *_summary(checks, scene), *_place_warnings(checks)]:
+    for line in [*_table(checks), *summary(checks, metric=scene.metric), *_place_warnings(checks)]:
         say(line)
     if to is not None:
         _write(to, scene, checks)
         say(f"overlays and check.json are in {to}")
     _judge(scene, checks, lambda: _diagnosis(config, reconstruction, model), say)
-    _check_up(scene, posed)
+    for line in _up_warnings(scene, posed):
+        say(line)
 
 
 def photos_of(scene: SceneConfig) -> PhotosConfig:
@@ -85,7 +87,7 @@ def load_photos(scene: SceneConfig) -> tuple[CadModel, Reconstruction, Sequence[
         faults += error.faults
     if model is None or reconstruction is None:
         raise InputError(faults)
-    return model, reconstruction, posed_photos(config, model)
+    return model, reconstruction, posed_photos(config, model, reconstruction)
 
 
 def _check_poses(config: PhotosConfig, reconstruction: Reconstruction, say: Say) -> None:
@@ -104,18 +106,20 @@ def _check_poses(config: PhotosConfig, reconstruction: Reconstruction, say: Say)
         raise InputError(Fault(config.reconstruction, "photos.reconstruction", found, allowed))
 
 
-def _check_up(scene: SceneConfig, posed: Sequence[PosedPhoto]) -> None:
+def _up_warnings(scene: SceneConfig, posed: Sequence[PosedPhoto]) -> Iterator[str]:
     """Photos fit whatever axis is called up, as poses turn with the model; people and viewpoints stand by it."""
     import numpy as np
 
-    from cadloc.registration_check import up_axis_of_cameras
+    from cadloc.registration_check import held_up, up_axis_of_cameras
 
     assert scene.cad is not None
-    up = up_axis_of_cameras(np.stack([photo.cad_from_cam for photo in posed]), scene.cad)
+    poses = np.stack([photo.cad_from_cam for photo in posed])
+    up = up_axis_of_cameras(poses, scene.cad, np.stack([held_up(photo.photo) for photo in posed]))
     if up not in (None, scene.cad.up):
-        found = f"up: {scene.cad.up}, but the cameras are held with {up} up"
-        action = f"write `up: {up}`, or correct the registration or the poses"
-        raise InputError(Fault(scene.cad.path, "cad.up", found, "the axis that points to the sky", action))
+        yield (
+            f"warning    cad.up is {scene.cad.up}, but the cameras are held with {up} up: if that is the sky, "
+            f'write `up: "{up}"`'
+        )
 
 
 def _table(checks: Sequence[PhotoCheck]) -> Iterator[str]:
@@ -146,12 +150,25 @@ def residuals(checks: Sequence[PhotoCheck]) -> Mapping[str, float]:
     }
 
 
-def _summary(checks: Sequence[PhotoCheck], scene: SceneConfig) -> Iterator[str]:
+def understated(checks: Sequence[PhotoCheck]) -> bool:
+    """Whether the residual is a lower bound: offsets beyond the search cannot be found, so what is left is too small.
+
+    So it is when more than a fifth of the photos match nowhere, or the median is half of what could be found.
+    """
+    known = [check for check in checks if not math.isnan(check.offset_px)]
+    if len(known) < _FEWEST_MATCHED * len(checks):
+        return True
+    return median(check.offset_px for check in known) > median(check.reach_px for check in known) / 2
+
+
+def summary(checks: Sequence[PhotoCheck], *, metric: bool) -> Iterator[str]:
+    """What all photos say together, in two lines for people."""
     found = residuals(checks)
-    metres = "m" if scene.metric else "CAD metres (not metric)"
+    metres = "m" if metric else "CAD metres (not metric)"
     if found:
         yield (
-            f"residual   {found['offset_px']:.2f} px, {found['offset_m']:.3f} {metres} (median over "
+            f"residual   {'at least ' if understated(checks) else ''}{found['offset_px']:.2f} px, "
+            f"{found['offset_m']:.3f} {metres} (median over "
             f"{found['photos']:.0f} of {len(checks)} photos, short side {SHORT_SIDE_PX} px)"
         )
     else:
@@ -221,5 +238,6 @@ def _write(to: Path, scene: SceneConfig, checks: Sequence[PhotoCheck]) -> None:
         for check in checks
     ]
     cad: CadConfig | None = scene.cad
-    found = {"scene": scene.name, "cad": cad and cad.path, "median": dict(residuals(checks)), "photos": rows}
+    medians: dict[str, Json] = {**residuals(checks), "at_least": understated(checks)}
+    found = {"scene": scene.name, "cad": cad and cad.path, "median": medians, "photos": rows}
     write_aside(to / "check.json", json.dumps(found, indent=1) + "\n")

@@ -18,6 +18,7 @@ CAD_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off", ".3mf", ".dae")
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")
 _RECONSTRUCTIONS = ("sparse/0", "sparse", "poses.json", "dense/sparse", "dense", ".", "poses")
 _NAME_LISTS = ("mapping", "validation", "query")
+_OF_ITS_OWN = "a folder of its own: all that is in it counts as its content, and a change makes another scene"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def init_scene(folder: Path, given: Given, to: Path, force: bool, say: Callable[
         raise InputError(Fault("--to", str(to), "a file that is there", "a new file", "or give --force"))
     if to.suffix not in (".yaml", ".yml") or not to.resolve().parent.is_dir():
         raise InputError(Fault("--to", str(to), "such a place", "a .yaml file in a folder that exists"))
-    found = _look(folder, given)
+    found = _look(folder, given, to)
     units, units_comment = _units(found.cad, given.units)
     up, up_comment = _up(found, given.up, units)
     write_aside(to, _text(found, to, (units, units_comment), (up, up_comment)))
@@ -64,7 +65,7 @@ def init_scene(folder: Path, given: Given, to: Path, force: bool, say: Callable[
     say(f"next: cadloc-sweep scene check {to} --to check")
 
 
-def _look(folder: Path, given: Given) -> _Found:
+def _look(folder: Path, given: Given, to: Path) -> _Found:
     """The files; raises InputError with everything that is not there or not clear."""
     from cadloc.datasets.reading import detect_format
 
@@ -80,11 +81,36 @@ def _look(folder: Path, given: Given) -> _Found:
         looked = ", ".join(str(place) for place in places) or ", ".join(_RECONSTRUCTIONS)
         allowed = "a COLMAP model, an IMC Phototourism or ACE folder, a poses.json or a pose list"
         faults.append(Fault("--reconstruction", str(folder), f"no poses in {looked}", allowed))
+    place, kind = _apart(*kinds[0], to, cad, faults) if kinds else (folder, "")
+    if images is not None and _holds(images, to):
+        faults.append(Fault("--photos", str(images), f"a folder that {to.name} is written into too", _OF_ITS_OWN))
     registration = _stated("--registration", given.registration, faults)
     if faults or cad is None or images is None:
         raise InputError(faults)
     lists = {key: folder / f"{key}.txt" for key in _NAME_LISTS if (folder / f"{key}.txt").is_file()}
-    return _Found(cad, images, *kinds[0], registration, lists)
+    return _Found(cad, images, place, kind, registration, lists)
+
+
+def _apart(place: Path, kind: str, to: Path, cad: Path | None, faults: list[Fault]) -> tuple[Path, str]:
+    """Poses that nothing else lies among: whatever is in a reconstruction's folder is part of what a scene *is*."""
+    from cadloc.datasets.colmap import find_model
+    from cadloc.datasets.pose_lists import pose_files
+
+    if not any(_holds(place, other) for other in (to, cad)):
+        return place, kind
+    lists = pose_files(place) if kind == "pose_list" else []
+    if len(lists) == 1:
+        return lists[0], kind
+    model = find_model(place) if kind == "colmap" else None
+    if model is not None and not any(_holds(model, other) for other in (to, cad)):
+        return model, kind
+    found = f"poses ({kind}) among other files" + (f", {len(lists)} lists of them" if lists else "")
+    faults.append(Fault("--reconstruction", str(place), found, _OF_ITS_OWN, "move them, or name a sub-folder"))
+    return place, kind
+
+
+def _holds(place: Path, file: Path | None) -> bool:
+    return file is not None and place.is_dir() and file.resolve().is_relative_to(place.resolve())
 
 
 def _stated(option: str, path: Path | None, faults: list[Fault]) -> Path | None:
@@ -123,7 +149,11 @@ def _units(cad: Path, stated: str | None) -> tuple[str, str]:
 
 
 def _number_or_word(units: str) -> float | str:
-    return float(units) if re.fullmatch(r"[0-9.eE+-]+", units) else units
+    """Words, and what looks like a number and is none, are left to the settings' own check."""
+    try:
+        return float(units)
+    except ValueError:
+        return units
 
 
 def _up(found: _Found, stated: str | None, units: str) -> tuple[str, str]:
@@ -133,7 +163,7 @@ def _up(found: _Found, stated: str | None, units: str) -> tuple[str, str]:
     from cadloc.cad import load_cad
     from cadloc.datasets.reading import read_reconstruction
     from cadloc.registration import posed_in_cad, rec_from_cad
-    from cadloc.registration_check import up_axis_of_cameras
+    from cadloc.registration_check import held_up, up_axis_of_cameras
 
     config = {"path": str(found.cad), "up": stated or "z", "units": _number_or_word(units)}
     cad = validate(CadConfig, Document("--up", config))
@@ -147,7 +177,7 @@ def _up(found: _Found, stated: str | None, units: str) -> tuple[str, str]:
         return stated, ""
     registration = rec_from_cad(photos, load_cad(cad))
     poses = np.stack([posed_in_cad(registration, photo.cam_from_rec) for photo in reconstruction.photos])
-    up = up_axis_of_cameras(poses, cad)
+    up = up_axis_of_cameras(poses, cad, np.stack([held_up(photo) for photo in reconstruction.photos]))
     if up is None:
         return "z", "  # guessed: the cameras do not say; correct it"
     return up, "  # from the photos: cameras are held that way up"
@@ -169,7 +199,7 @@ def _text(found: _Found, to: Path, units: tuple[str, str], up: tuple[str, str]) 
     splits = ["  splits:", *stated] if stated else [*_SEEDED_SPLITS]
     lines = [
         f"# {found.cad.name} and the photographs in {found.images.name}.",
-        f"name: {_name(to, found)}",
+        f"name: {json.dumps(_name(to, found))}",
         "# Are the CAD's metres metres on the ground? A model in a reconstruction's own unit: metric: false",
         "metric: true",
         "cad:",
@@ -178,13 +208,23 @@ def _text(found: _Found, to: Path, units: tuple[str, str], up: tuple[str, str]) 
         f"  up: {json.dumps(up[0])}{up[1]}",
         "photos:",
         f"  images: {place(found.images)}",
-        f"  reconstruction: {place(found.reconstruction)}",
+        f"  reconstruction: {place(found.reconstruction)}{_beside(found)}",
         f"  format: {found.format}",
         *registration,
         *splits,
         "# depth_range_m: [1, 200]            # depths that are taken for true",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _beside(found: _Found) -> str:
+    """A comment where COLMAP made several models that it could not join, and on the cameras of a list of poses."""
+    from cadloc.datasets.colmap import numbered_models
+
+    if found.format == "pose_list" and found.reconstruction.is_file():
+        return "  # and the list of cameras beside it; in a folder of their own, a change of either is noticed"
+    others = numbered_models(found.reconstruction.resolve().parent) if found.format == "colmap" else []
+    return f"  # one of {len(others)} models: {', '.join(others)}" if len(others) > 1 else ""
 
 
 _SEEDED_SPLITS: Sequence[str] = (

@@ -46,14 +46,13 @@ def test_a_model_without_colours_fits_too(shared_data: Path, tmp_path: Path) -> 
     assert run_command(["scene", "check", str(tmp_path / "scene.yaml"), "--photos", "6"]) == 0
 
 
-@pytest.fixture(params=["fountain", "reichstag"])
-def copy(request: pytest.FixtureRequest, shared_data: Path, tmp_path: Path) -> Path:
+def copied(name: str, shared_data: Path, tmp_path: Path) -> Path:
     """A scene whose poses.json may be broken; images and model stay where they are."""
-    source = shared_data / request.param
+    source = shared_data / name
     shutil.copy(source / "poses.json", tmp_path)
     (tmp_path / "images").symlink_to(source / "images")
-    cad = {"fountain": "mesh_textured.glb", "reichstag": "reichstag_b.glb"}[request.param]
-    up = {"fountain": "-z", "reichstag": "z"}[request.param]
+    cad = {"fountain": "mesh_textured.glb", "reichstag": "reichstag_b.glb"}[name]
+    up = {"fountain": "-z", "reichstag": "z"}[name]
     registration = source / "sfm_from_cad.txt"
     stated = f", registration: {registration}" if registration.is_file() else ""
     (tmp_path / "scene.yaml").write_text(
@@ -95,24 +94,33 @@ def missing(frames: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("scene", "change", "named"),
     [
-        (inverted, "poses look camera-to-world"),
-        (larger, "× 10 fits"),
-        (swapped, "axes look swapped"),
-        (shuffled, "names look shuffled"),
-        (nan_pose, "not finite"),
-        (missing, "nowhere.jpg"),
+        ("fountain", inverted, "poses look camera-to-world"),
+        ("fountain", larger, "× 10 fits"),
+        ("fountain", swapped, "axes look swapped"),
+        ("fountain", shuffled, "names look shuffled"),
+        ("fountain", nan_pose, "not finite"),
+        ("fountain", missing, "nowhere.jpg"),
+        ("reichstag", inverted, "poses look camera-to-world"),
+        ("reichstag", larger, "× 10 fits"),
+        ("reichstag", missing, "nowhere.jpg"),
     ],
 )
 def test_a_broken_copy_is_seen_through(
-    change: Callable[[list[dict[str, Any]]], None], named: str, copy: Path, capsys: pytest.CaptureFixture[str]
+    scene: str,
+    change: Callable[[list[dict[str, Any]]], None],
+    named: str,
+    shared_data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The mistake is named, with exit code 2."""
+    copy = copied(scene, shared_data, tmp_path)
     content = json.loads((copy / "poses.json").read_text())
     change(content["frames"])
     (copy / "poses.json").write_text(json.dumps(content))
-    assert run_command(["scene", "check", str(copy / "scene.yaml"), "--photos", "4"]) == 2
+    assert run_command(["scene", "check", str(copy / "scene.yaml"), "--photos", "2"]) == 2
     assert named in capsys.readouterr().err
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cadloc.config import TrialConfig
 from cadloc.contract import InputError
-from cadloc.scene_config import SceneConfig
+from cadloc.scene_config import CadConfig, SceneConfig
 from cadloc_sweep.failures import StateCorrupt
 from cadloc_sweep.report.results import SweepResults, join, read_sweep
 from cadloc_sweep.report.statistics import paired_difference, t_interval
@@ -188,3 +188,33 @@ def test_a_damaged_plan_is_a_corrupt_state(toys: ToySweep) -> None:
     toys.paths.plan.write_text(text[: len(text) // 2])
     with pytest.raises(StateCorrupt, match=r"plan\.json"):
         read_sweep(toys.paths.directory)
+
+
+def made_of(scene: SceneConfig, metrics: Mapping[str, float]) -> SweepResults:
+    """One finished trial on a scene."""
+    config = TrialConfig(scene=scene)
+    trial = Trial("0" * 12, config, {"scene": scene.name}, seed=0, arm="one", arm_label="all")
+    results = {trial.id: TrialResult(trial.id, "finished", metrics)}
+    return SweepResults("made", METRIC, "min", join([trial], results))
+
+
+def test_metres_of_a_scene_that_is_not_metric_are_not_shown() -> None:
+    """Shares of its size, degrees and DCRE mean something there; metres, and recalls within metres, do not."""
+    scene = SceneConfig(name="house", cad=CadConfig(path="house.glb", up="z"), metric=False)
+    names = ("translation_error_median_m", "recall_50cm_5deg", "translation_error_median_pct", "dcre_recall_10pct")
+    results = made_of(scene, {f"test/real/{name}": 0.25 for name in names})
+    (table,) = (table for table in tables(results) if "real" in table.title)
+    row = dict(zip(table.headings, table.rows[0], strict=True))
+    assert (row["translation m"], row["50 cm 5°"]) == ("–", "–")
+    assert (row["% of scene"], row["≤ 10 %"]) == ("0.250", "25.0")
+    assert "not metric" in as_markdown(results)
+
+
+@pytest.mark.parametrize("failed", [("translation_error_median_m", 1e6), ("rotation_error_median_deg", 180.0)])
+def test_an_error_that_stands_for_failure_is_called_that(failed: tuple[str, float]) -> None:
+    """What is stored where most queries have no pose is no number to compare with others."""
+    name, value = failed
+    results = made_of(SceneConfig(name="gate", built_in=True), {f"test/synthetic/{name}": value})
+    assert "| failed |" in as_markdown(results)
+    results = made_of(SceneConfig(name="gate", built_in=True), {f"test/synthetic/{name}": value / 2e3})
+    assert "failed" not in as_markdown(results)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from functools import cache
 from pathlib import Path
 
@@ -11,26 +12,34 @@ import pytest
 import trimesh
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from cadloc.alignment import (
     AlignmentReport,
+    Evidence,
     PhotoFit,
     PosedImage,
     SurfaceIndex,
+    align,
     align_points,
+    evidence_of,
     read_picks,
     refine_by_matches,
     similarity_from_pairs,
 )
 from cadloc.alignment.conditioning import Motion
-from cadloc.cad import CadModel
+from cadloc.cad import CadModel, model_from_meshes
 from cadloc.contract import InputError
-from cadloc.datasets.reconstruction import Camera, Photo, Reconstruction
+from cadloc.datasets.reconstruction import Camera, Photo, Reconstruction, SparsePoints
 from cadloc.geometry import Array, Similarity, inverse, look_at, pinhole, project, rotation_error_deg, transform_points
 from cadloc.rendering import Light, process_renderer
-from cadloc.scene_config import SceneConfig
+from cadloc.scene_config import PhotosConfig, SceneConfig, SplitsConfig
 from cadloc.scene_models import load_scene_model
+from cadloc.scenes.assembly import Skin, textured_meshes
+from cadloc.scenes.cathedral import cathedral
+from cadloc.scenes.gate import gate
+from cadloc.scenes.rotunda import rotunda
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -61,16 +70,31 @@ def differences(estimate: Similarity, true: Similarity, model: CadModel) -> tupl
 
 @cache
 def built_in(name: str) -> tuple[CadModel, SurfaceIndex]:
-    """A built-in scene's CAD and its surface, made once."""
-    model = load_scene_model(SceneConfig(name=name, built_in=True), "synthetic")
-    return model, SurfaceIndex(model.mesh, samples=50_000)
+    """A built-in scene's CAD, its textures unpainted, and its surface; made once."""
+    blank = defaultdict[str, Skin](lambda: Skin(Image.new("RGB", (1, 1)), 1.0))
+    building = {"gate": gate, "rotunda": rotunda, "cathedral": cathedral}[name]()
+    model = model_from_meshes(textured_meshes(building.assembly.parts, blank), name)
+    return model, SurfaceIndex(model.mesh, samples=20_000)
 
 
-def surface_points(model: CadModel, rng: np.random.Generator, count: int = 1500) -> Array:
+@cache
+def painted_gate(appearance: str) -> CadModel:
+    """The gate as its model or its simulated photographs show it, made once."""
+    return load_scene_model(SceneConfig(name="gate", built_in=True), appearance)
+
+
+def surface_points(model: CadModel, rng: np.random.Generator, count: int = 1000) -> Array:
     """Points as triangulation gives them: on the surface within 0.1 % of its size, and one in six anywhere."""
     on_surface, _ = trimesh.sample.sample_surface(model.mesh, count, seed=int(rng.integers(2**31)))
     noisy = on_surface + rng.normal(size=on_surface.shape) * 5e-4 * model.diameter_m
     return np.concatenate([noisy, rng.uniform(*model.bounds, size=(count // 5, 3))])
+
+
+@cache
+def box_points() -> tuple[Array, SurfaceIndex]:
+    """Points without noise on a box, and its surface."""
+    box = trimesh.creation.box((40.0, 30.0, 20.0))
+    return trimesh.sample.sample_surface(box, 500, seed=0)[0], SurfaceIndex(box, samples=5_000)
 
 
 # --- pairs ----------------------------------------------------------------------------------------------------
@@ -142,10 +166,52 @@ def test_sparse_points_find_the_surface_again(name: str) -> None:
     assert not AlignmentReport(fit.rec_from_cad, {}, surface=fit).warnings
 
 
+@pytest.mark.parametrize(("deg", "scale_pct", "shift_pct"), [(0, 0, 0), (5, 3, 2)])
+def test_a_neighbouring_building_does_not_draw_the_model(deg: float, scale_pct: float, shift_pct: float) -> None:
+    """With half of the points on a wall 25 m behind the model, true and near starts come to 0.5° and 0.5 %."""
+    model, surface = built_in("gate")
+    rng = np.random.default_rng(1)
+    true = similarity(rng)
+    start = true @ perturbation(rng, model, deg=deg, scale_pct=scale_pct, shift_pct=shift_pct)
+    on_surface, _ = trimesh.sample.sample_surface(model.mesh, 800, seed=1)
+    far = model.bounds[1] + (0, 25, 0)
+    behind = rng.uniform((model.bounds[0, 0], far[1], 0), (far[0], far[1] + 0.1, far[2]), size=(800, 3))
+    fit = align_points(true.transform_points(np.concatenate([on_surface, behind])), surface, start)
+    assert max(differences(fit.rec_from_cad, true, model)) < 0.5
+    assert not fit.used[800:].any()
+    assert not [words for words in AlignmentReport(fit.rec_from_cad, {}, surface=fit).warnings if "led far" in words]
+
+
+def test_a_start_that_nothing_improves_is_kept() -> None:
+    """Points without noise leave their true start as it was, to the bit, and that is told."""
+    points, surface = box_points()
+    identity = Similarity.from_matrix(np.eye(4))
+    fit = align_points(points, surface, identity)
+    assert np.array_equal(fit.rec_from_cad.matrix, np.eye(4))
+    assert "it was kept" in " ".join(AlignmentReport(fit.rec_from_cad, {}, surface=fit).warnings)
+
+
+def test_leaving_the_start_far_behind_is_told() -> None:
+    """A model grown by 15 % by its points is found, with a warning that says by how much."""
+    points, surface = box_points()
+    fit = align_points(1.15 * points, surface, Similarity.from_matrix(np.eye(4)))
+    assert fit.rec_from_cad.scale == pytest.approx(1.15, abs=1e-3)
+    words = " ".join(AlignmentReport(fit.rec_from_cad, {}, surface=fit).warnings)
+    assert "led far away from the start: scale by +15.0 %" in words
+
+
+def test_of_very_many_points_some_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Points beyond the most that are measured cost nothing."""
+    monkeypatch.setattr("cadloc.alignment.surface_fit.MOST_MEASURED", 100)
+    points, surface = box_points()
+    fit = align_points(points, surface, Similarity.from_matrix(np.eye(4)))
+    assert len(fit.distances_m) == len(fit.used) == 100
+
+
 def test_points_of_one_wall_are_called_weakly_constrained() -> None:
     """Points of one plane leave four unknowns to the start: they are named, and the start keeps them."""
     rng = np.random.default_rng(1)
-    wall = trimesh.creation.box((40.0, 0.01, 20.0))
+    wall = SurfaceIndex(trimesh.creation.box((40.0, 0.01, 20.0)), samples=5_000)
     points = rng.uniform((-15, 0, -8), (15, 0, 8), size=(500, 3)) + rng.normal(size=(500, 3)) * (0, 0.01, 0)
     start = Similarity(1.01, np.eye(3), np.array([0.3, 0.2, 0.0]))
     fit = align_points(points, wall, start)
@@ -207,13 +273,13 @@ def photographed(model: CadModel, shown: CadModel, rec_from_cad: Similarity, cou
 @cache
 def refined(shown: str) -> tuple[PhotoFit, Similarity, Similarity, CadModel]:
     """A fit to pictures of the gate from 1°, 1 % and 0.5 % off; also the truth, the start and the model."""
-    model, _ = built_in("gate")
-    twin = model if shown == "synthetic" else load_scene_model(SceneConfig(name="gate", built_in=True), shown)
+    model, twin = painted_gate("synthetic"), painted_gate(shown)
     rng = np.random.default_rng(5)
     true = similarity(rng)
     start = true @ perturbation(rng, model, deg=1, scale_pct=1, shift_pct=0.5)
     images = photographed(model, twin, true, 4)
-    return refine_by_matches(images, model, start, reaches=(0.06, 0.03)), true, start, model
+    reaches = (0.06,) if shown == "synthetic" else (0.06, 0.03)
+    return refine_by_matches(images, model, start, reaches=reaches), true, start, model
 
 
 @pytest.mark.parametrize(("shown", "within"), [("synthetic", 0.1), ("photo", 0.3)])
@@ -242,10 +308,66 @@ def test_the_report_says_what_was_measured() -> None:
 
 def test_one_photo_cannot_fix_the_scale() -> None:
     """A single photo is refused: distance and scale would be one."""
-    model, _ = built_in("gate")
+    model = painted_gate("synthetic")
     identity = Similarity.from_matrix(np.eye(4))
     with pytest.raises(ValueError, match="1 of 1 photos"):
         refine_by_matches(photographed(model, model, identity, 1), model, identity, reaches=(0.03,))
+
+
+# --- evidence -------------------------------------------------------------------------------------------------
+
+
+def row_of_photos(count: int, points: SparsePoints | None = None) -> Reconstruction:
+    """Photos 0.jpg, 1.jpg … of one camera."""
+    camera = Camera("PINHOLE", 640, 480, (500.0, 500.0, 320.0, 240.0))
+    names = (f"{index}.jpg" for index in range(count))
+    return Reconstruction(Path("rec"), tuple(Photo(name, Path(name), camera, np.eye(4)) for name in names), points)
+
+
+def split_by(folder: Path, **names: str) -> PhotosConfig:
+    """Photos whose splits are files of names."""
+    for split, words in names.items():
+        (folder / split).write_text("\n".join(words.split()))
+    splits = SplitsConfig.model_validate({split: str(folder / split) for split in names})
+    return PhotosConfig(images="images", reconstruction="rec", format="colmap", splits=splits)
+
+
+def test_photos_of_no_split_are_not_looked_at(tmp_path: Path) -> None:
+    """With a file of mapping photos, those that nobody names are left out."""
+    photos = split_by(tmp_path, mapping="0 1", validation="2", query="3")
+    assert [photo.name for photo in evidence_of(row_of_photos(6), photos).photos] == ["0.jpg", "1.jpg", "2.jpg"]
+
+
+def test_query_photos_make_no_point_reliable(tmp_path: Path) -> None:
+    """A point that three mapping and validation photos see counts; one that query photos see besides two does not."""
+    seen = {"0.jpg": [0, 1], "1.jpg": [0, 1], "2.jpg": [0], "3.jpg": [1], "4.jpg": [1]}
+    seen_in = {name: (np.zeros((len(rows), 2)), np.array(rows)) for name, rows in seen.items()}
+    points = SparsePoints(np.eye(3)[:2], np.array([3, 4]), np.zeros(2), seen_in)
+    photos = split_by(tmp_path, mapping="0 1", validation="2", query="3 4")
+    assert np.array_equal(evidence_of(row_of_photos(5, points), photos).points_rec, np.eye(3)[:1])
+
+
+def nothing(points: int = 0) -> tuple[CadModel, Evidence, Similarity]:
+    """Too few points and no photos."""
+    return built_in("gate")[0], Evidence(np.zeros((points, 3)), ()), Similarity.from_matrix(np.eye(4))
+
+
+@pytest.mark.parametrize("refine", [True, False])
+def test_a_start_alone_is_no_alignment(refine: bool) -> None:
+    """Without pairs, enough points and photos that match, there is no result, but a fault that says what is missing."""
+    with pytest.raises(InputError, match="5 reliable sparse points: too few"):
+        align(*nothing(5), refine=refine)
+
+
+def test_only_too_few_matches_excuse_the_photos(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failure of the arithmetic is no lack of photos: it is not passed over."""
+
+    def fails(*_: object) -> None:
+        raise np.linalg.LinAlgError("singular")
+
+    monkeypatch.setattr("cadloc.alignment.scene.refine_by_matches", fails)
+    with pytest.raises(np.linalg.LinAlgError):
+        align(*nothing())
 
 
 # --- files of pairs -------------------------------------------------------------------------------------------
@@ -277,10 +399,19 @@ def test_clicks_in_two_photos_are_one_point(tmp_path: Path) -> None:
     assert np.array_equal(picks.points_own, [[1, 2, 3], [4, 5, 6]])
 
 
-def test_a_table_of_pairs_is_read(tmp_path: Path) -> None:
-    """Columns are name, reconstruction, CAD."""
+def test_clicks_in_query_photos_are_refused(tmp_path: Path) -> None:
+    """Query photos test: a click in one is a fault that names it."""
+    clicks = [{"photo": name, "pixel": [1, 2]} for name in ("a.jpg", "b.jpg")]
+    (tmp_path / "pairs.json").write_text(json.dumps({"pairs": [{"name": "door", "cad": [1, 2, 3], "clicks": clicks}]}))
+    with pytest.raises(InputError, match=r"'b\.jpg', a query photo"):
+        read_picks(tmp_path / "pairs.json", two_photos(), queries=["b.jpg"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_table_of_pairs_is_read(tmp_path: Path, encoding: str) -> None:
+    """Columns are name, reconstruction, CAD; a byte order mark, as spreadsheets write it, is none of them."""
     path = tmp_path / "pairs.csv"
-    path.write_text("name,rec_x,rec_y,rec_z,cad_x,cad_y,cad_z\ndoor,1,2,3,4,5,6\n")
+    path.write_text("name,rec_x,rec_y,rec_z,cad_x,cad_y,cad_z\ndoor,1,2,3,4,5,6\n", encoding=encoding)
     picks = read_picks(path, two_photos())
     assert np.array_equal(picks.points_rec, [[1, 2, 3]])
     assert np.array_equal(picks.points_own, [[4, 5, 6]])

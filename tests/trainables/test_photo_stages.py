@@ -255,6 +255,18 @@ def test_linked_folders_are_content_and_hidden_ones_are_not(tmp_path: Path) -> N
     assert content_digest(images) != before
 
 
+def test_cameras_beside_a_list_of_poses_are_part_of_it(scene: SceneConfig, tmp_path: Path) -> None:
+    """A pose list is named by one file; the file of its cameras beside it decides what the photos are, too."""
+    for name in ("poses.txt", "cameras.txt"):
+        (tmp_path / name).write_text("one")
+    (tmp_path / "images").mkdir()
+    photos = PhotosConfig(images=str(tmp_path / "images"), reconstruction=str(tmp_path / "poses.txt"))
+    config = trial(scene.model_copy(update={"photos": photos}))
+    before = stages_of(config)["views/real"].key
+    (tmp_path / "cameras.txt").write_text("another")
+    assert stages_of(config)["views/real"].key != before
+
+
 def test_another_query_set_leaves_the_pairs_alone(scene: SceneConfig) -> None:
     """Renders at photo poses depend on the scene's own CAD, not on other models of the place."""
     assert scene.cad is not None

@@ -258,10 +258,9 @@ def test_a_cut_text_model_is_refused(made: Reconstruction, tmp_path: Path) -> No
     folder = as_text(made, tmp_path / "source")
     for path in sorted(folder.iterdir()):
         whole = path.read_bytes()
-        for cut in (len(whole) - 3, whole.rindex(b"\n", 0, len(whole) - 2) + 1):
+        for cut in (whole.rindex(b" "), whole.rindex(b"\n", 0, len(whole) - 2) + 1):
             path.write_bytes(whole[:cut])
-            told = refusal(photos_config(made, folder))
-            assert str(path) in told or path.name == "images.txt"
+            assert str(path) in refusal(photos_config(made, folder))
         path.write_bytes(whole)
     read_reconstruction(photos_config(made, folder))
 
@@ -323,11 +322,41 @@ def test_a_colmap_model_of_parts_is_refused(made: Reconstruction, tmp_path: Path
 
 
 def test_one_of_several_models_must_be_named(made: Reconstruction, tmp_path: Path) -> None:
-    """`sparse` with the models 0 and 1 is refused rather than guessed at; named, either is read."""
+    """A folder with the models 0 and 1 is refused rather than guessed at, whatever it is called; named, either is
+    read, and they need not be the same."""
     folder = as_colmap(made, tmp_path / "source")
     shutil.copytree(folder, folder.parent / "1")
     assert "2 separate models" in refusal(photos_config(made, tmp_path / "source"))
-    assert len(read_reconstruction(photos_config(made, folder.parent / "1")).photos) == 4
+    two = made_reconstruction(tmp_path / "images", ("a.jpg", "b.jpg"))
+    shutil.rmtree(folder.parent / "1")
+    write_colmap(folder.parent / "1", two, text=False)
+    for name, count in (("0", 4), ("1", 2)):
+        assert len(read_reconstruction(photos_config(made, folder.parent / name)).photos) == count
+    folder.parent.rename(tmp_path / "models")
+    assert "2 separate models" in refusal(photos_config(made, tmp_path / "models"))
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_a_text_model_may_lack_its_last_line_end(made: Reconstruction, tmp_path: Path, header: bool) -> None:
+    """Where headers count the records, a last line without end passes if it is whole; without headers it does not."""
+    folder = as_text(replace(made, photos=made.photos[:3]), tmp_path / "source")
+    for path in folder.iterdir():
+        kept = [line for line in path.read_text().splitlines() if header or not line.startswith("#")]
+        path.write_text("\n".join(kept))
+    config = photos_config(made, folder)
+    if header:
+        assert len(read_reconstruction(config).photos) == 3
+        cameras = (folder / "cameras.txt").read_text()
+        (folder / "cameras.txt").write_text(cameras.rsplit(" ", 1)[0])
+    assert "its last line has no end" in refusal(config)
+
+
+def test_a_list_of_cameras_may_be_called_as_colmap_s(made: Reconstruction, tmp_path: Path) -> None:
+    """A folder of lists is one of lists, also when one of them has the name of a COLMAP file."""
+    folder = as_pose_list(made, tmp_path / "lists")
+    (folder / "queries_with_intrinsics.txt").rename(folder / "cameras.txt")
+    assert detect_format(folder) == "pose_list"
+    assert len(read_reconstruction(photos_config(made, folder)).photos) == 4
 
 
 def test_pose_lists_tell_their_line(made: Reconstruction, tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pycolmap
 import pytest
 
 from cadloc.datasets.colmap import colmap_camera, parameter_counts
 from cadloc.datasets.reconstruction import Camera
-from cadloc.datasets.undistortion import intrinsics_of, is_one_to_one, undistorted, undistorted_camera
+from cadloc.datasets.undistortion import _sampled_at, intrinsics_of, is_one_to_one, undistorted, undistorted_camera
 from cadloc.geometry import Array
 
 WIDTH_PX, HEIGHT_PX = 64, 48
@@ -86,6 +88,19 @@ def test_pinholes_pass_untouched() -> None:
         assert K.tolist() == [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]
     with pytest.raises(ValueError, match="pixels by a camera"):
         undistorted(image[1:], Camera("PINHOLE", WIDTH_PX, HEIGHT_PX, (60.0, 62.0, 30.0, 25.0)))
+
+
+def test_large_photos_are_looked_up_in_blocks() -> None:
+    """Where a photo's pixels come from is one smooth map across blocks, found in little more memory than it fills."""
+    camera = Camera("OPENCV", 2000, 1500, (1800.0, 1800.0, 1000.0, 750.0, -0.1, 0.02, 0.0, 0.0))
+    tracemalloc.start()
+    columns, rows = _sampled_at(camera)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < columns.nbytes + rows.nbytes + 60e6
+    assert np.abs(np.diff(rows, n=2, axis=0)).max() < 1e-2
+    assert np.abs(np.diff(columns, n=2, axis=0)).max() < 1e-2
+    assert (rows[0].min() < 5, rows[-1].max() > 1490) == (True, True)
 
 
 def test_every_camera_model_of_colmap_s_is_known() -> None:

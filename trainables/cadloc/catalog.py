@@ -236,9 +236,14 @@ def _scene_files(scene: SceneConfig) -> tuple[Path, ...]:
 
 
 def photo_files(photos: PhotosConfig) -> tuple[Path, ...]:
-    """Files and folders whose content decides what the photos are: images, reconstruction, registration, splits."""
+    """Files and folders whose content decides what the photos are: images, reconstruction, registration, splits.
+
+    The cameras of a list of poses are in another text file beside it.
+    """
     named = (photos.registration, photos.splits.mapping, photos.splits.validation, photos.splits.query)
-    return (Path(photos.images), Path(photos.reconstruction), *(Path(place) for place in named if place is not None))
+    poses = Path(photos.reconstruction)
+    lists = sorted(poses.parent.glob("*.txt")) if poses.suffix == ".txt" and poses.is_file() else [poses]
+    return (Path(photos.images), *lists, *(Path(place) for place in named if place is not None))
 
 
 def _cad_files(cad: CadConfig) -> tuple[Path, ...]:

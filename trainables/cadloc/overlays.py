@@ -13,7 +13,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from cadloc.artifacts import write_bytes
 from cadloc.cad import CadModel
 from cadloc.geometry import Array
 
@@ -36,7 +35,7 @@ def write_overlay(path: Path, photo: NDArray[np.uint8], render: NDArray[np.uint8
     picture = cv2.cvtColor(overlay(photo, render, mask), cv2.COLOR_RGB2BGR)
     ok, data = cv2.imencode(path.suffix, picture, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     assert ok, f"{path}: not encodable: {picture.shape}"
-    write_bytes(path, data.tobytes())
+    path.write_bytes(data.tobytes())
 
 
 def overlay(photo: NDArray[np.uint8], render: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -103,4 +102,4 @@ def _save(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)
     picture = io.BytesIO()
     figure.savefig(picture, format=path.suffix.removeprefix("."), dpi=100)
-    write_bytes(path, picture.getvalue())
+    path.write_bytes(picture.getvalue())

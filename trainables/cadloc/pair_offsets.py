@@ -26,6 +26,9 @@ Image: TypeAlias = NDArray[np.uint8]
 FEWEST_MATCHES = 8
 """Fewer matches say nothing about a picture: its median is NaN."""
 
+SEARCH_SHARE = 0.03
+"""How far is looked unless told otherwise, as a share of the longer image side: what is farther is not found."""
+
 _SHORT_SIDE_PX = 480  # larger pictures are measured at this size
 _ORIENTATIONS = 8
 _WIDE_TAPS_PX = np.array([-12.0, -4.0, 4.0, 12.0])
@@ -62,7 +65,7 @@ class PairOffset:
     pixels: Array
 
 
-def measure_offset(photo: Image, render: Image, mask: NDArray[np.bool_], max_share: float = 0.03) -> PairOffset:
+def measure_offset(photo: Image, render: Image, mask: NDArray[np.bool_], max_share: float = SEARCH_SHARE) -> PairOffset:
     """Displacements between a photo and a render (both (H, W, 3) uint8 RGB), at places where `mask` (H, W) is true.
 
     Searches up to `max_share` of the longer image side around each place. Pictures whose shorter side exceeds 480 px

@@ -207,7 +207,7 @@ class _Bench:
         seen: list[Array] = []
         for hypothesis in hypotheses:
             poses = _normalised(hypothesis.cam_from_cad)
-            if any(np.allclose(poses, other, atol=1e-6) for other in seen):
+            if seen and np.isclose(poses, np.stack(seen), atol=1e-6).all(axis=(1, 2, 3)).any():
                 continue
             seen.append(poses)
             places = evenly(list(zip(self._small, hypothesis.cam_from_cad, strict=True)), _GLANCED_PHOTOS)

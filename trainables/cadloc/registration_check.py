@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from cadloc.cad import CadModel
 from cadloc.cad_reading import Z_FROM_UP
@@ -17,12 +18,16 @@ from cadloc.datasets.photos import PosedPhoto, at_scale
 from cadloc.datasets.reconstruction import Photo, Reconstruction, SparsePoints
 from cadloc.datasets.undistortion import undistorted
 from cadloc.geometry import Array, inverse, transform_points
-from cadloc.pair_offsets import measure_offset
+from cadloc.pair_offsets import SEARCH_SHARE, measure_offset
 from cadloc.rendering import Light, ViewRenderer, depth_m
 from cadloc.scene_config import CadConfig
 
 _CLOSE_SHARE = 0.005  # of the model's diameter: a twentieth of the picture closer than this is "in the way"
 _UPRIGHT = 0.5
+_MOST_RISE = 0.5
+_EXIF_ORIENTATION = 0x0112
+_UP_BY_ORIENTATION = {3: (0, 1, 0), 4: (0, 1, 0), 5: (-1, 0, 0), 6: (-1, 0, 0), 7: (1, 0, 0), 8: (1, 0, 0)}
+"""What is up in the camera's axes when an image is shown as its EXIF says; else it is up as stored."""
 _OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 
 
@@ -46,6 +51,11 @@ class PhotoCheck:
     depth_m: float
     height_m: float
     close_share: float
+
+    @property
+    def reach_px(self) -> float:
+        """The longest offset that could have been found."""
+        return SEARCH_SHARE * float(max(self.mask.shape))
 
     @property
     def coverage(self) -> float:
@@ -85,21 +95,46 @@ def opened(photo: Photo, short_side_px: int) -> tuple[NDArray[np.uint8], Array]:
     return at_scale(*undistorted(np.asarray(image, np.uint8), photo.camera), short_side_px)
 
 
-def up_axis_of_cameras(cad_from_cam: Array, cad: CadConfig) -> str | None:
+def held_up(photo: Photo) -> Array:
+    """The direction (3,) in the camera's axes that was up when the photo was shown as it should be.
+
+    Telephones store portraits lying down and say in EXIF how to turn them; poses are those of the stored image.
+    Up as stored where the file says nothing or cannot be read.
+    """
+    try:
+        with Image.open(photo.image_path) as image:
+            orientation = image.getexif().get(_EXIF_ORIENTATION)
+    except OSError:
+        orientation = None
+    return np.array(_UP_BY_ORIENTATION.get(orientation or 0, (0, -1, 0)), np.float64)
+
+
+def up_axis_of_cameras(cad_from_cam: Array, cad: CadConfig, up_cam: Array | None = None) -> str | None:
     """The file's axis that the cameras (N, 4, 4) hold up, named as `cad.up` names it; None where they do not say.
 
-    People hold cameras upright: the mean of the images' up directions is the sky, unless it is short (cameras that
-    look down or lie on their sides) or between the axes.
+    `up_cam` (N, 3) is up in each camera's axes (`held_up`); without it, the images' upper border. People hold cameras
+    upright and move along the ground: the mean of the up directions is the sky, unless it is short (cameras that look
+    down every way), between the axes, or the cameras spread along it about as much as across: pictures from above
+    with one heading do, and pictures held sideways before a facade.
     """
-    mean_up = -np.asarray(cad_from_cam)[:, :3, 1].mean(axis=0)
+    poses = np.asarray(cad_from_cam)
+    up_cam = np.tile([0.0, -1.0, 0.0], (len(poses), 1)) if up_cam is None else up_cam
+    mean_up = np.einsum("nij,nj->ni", poses[:, :3, :3], up_cam).mean(axis=0)
     length = np.linalg.norm(mean_up)
-    if length < _UPRIGHT:
+    if length < _UPRIGHT or _rises(poses[:, :3, 3], mean_up / length):
         return None
     up_own = np.asarray(Z_FROM_UP[cad.up]).T @ (mean_up / length)
     axis = int(np.abs(up_own).argmax())
     if abs(up_own[axis]) < np.cos(np.deg2rad(35)):
         return None
     return ("-" if up_own[axis] < 0 else "") + "xyz"[axis]
+
+
+def _rises(centres: Array, up: Array) -> bool:
+    """Whether camera centres (N, 3) are spread along `up` by more than half of what they are across it."""
+    spread = centres - centres.mean(axis=0)
+    along = spread @ up
+    return bool((along**2).sum() > _MOST_RISE**2 * ((spread**2).sum() - (along**2).sum()))
 
 
 def reprojection_medians_px(reconstruction: Reconstruction) -> Mapping[str, float]:

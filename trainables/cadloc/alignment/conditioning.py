@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from cadloc.contract import CadlocError
 from cadloc.geometry import Array, Similarity
 
 WEAK_RATIO = 5e-3
@@ -17,8 +18,15 @@ moves the solution by more than 1 / √share ≈ 14 times as much."""
 STRETCH = 1.02
 """Ratio of an affine fit's largest to smallest singular value from which the CAD is called stretched."""
 
+LARGE_CHANGE_PCT = 10.0
+"""Growth, or a corner's way in % of the diameter, from which an alignment is said to have left its start."""
+
 UNKNOWNS = 7
 _AXES = "xyz"
+
+
+class TooFewMeasurements(CadlocError, ValueError):
+    """Fewer points or photos than decide a similarity."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +71,32 @@ class Motion:
         matrix[:3, :3] += unknowns[:9].reshape(3, 3) / self.radius_m
         matrix[:3, 3] = self.centre + unknowns[9:] - matrix[:3, :3] @ self.centre
         return matrix
+
+
+@dataclass(frozen=True)
+class Change:
+    """From one alignment to another: growth of the model in the reconstruction, and the farthest a corner went, in %.
+
+    The corners' way is in % of the model's diameter, on the scale of the first alignment.
+    """
+
+    scale_pct: float
+    corners_pct: float
+
+    @classmethod
+    def between(cls, before: Similarity, after: Similarity, bounds: Array) -> Change:
+        """Of two `rec_from_cad`, the model's bounds (2, 3) being in `cad`."""
+        moved = np.linalg.norm(after.transform_points(bounds) - before.transform_points(bounds), axis=1).max()
+        diameter = before.scale * np.linalg.norm(bounds[1] - bounds[0])
+        return cls(100 * (after.scale / before.scale - 1), float(100 * moved / diameter))
+
+    @property
+    def is_large(self) -> bool:
+        """Whether either is more than a start near the truth leaves to do."""
+        return abs(self.scale_pct) > LARGE_CHANGE_PCT or self.corners_pct > LARGE_CHANGE_PCT
+
+    def __str__(self) -> str:
+        return f"scale by {self.scale_pct:+.1f} %, a corner by {self.corners_pct:.1f} % of the model's diameter"
 
 
 def least_squares_step(jacobian: Array, residuals: Array, weights: Array, least_ratio: float = 1e-6) -> Array:

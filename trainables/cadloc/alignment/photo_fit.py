@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from cadloc.alignment.conditioning import UNKNOWNS, Conditioning, Motion, stretch_ratio
+from cadloc.alignment.conditioning import UNKNOWNS, Conditioning, Motion, TooFewMeasurements, stretch_ratio
 from cadloc.alignment.posed_images import PosedImage
 from cadloc.cad import CadModel
 from cadloc.geometry import Array, Similarity, project, transform_points
@@ -76,14 +76,17 @@ def refine_by_matches(
 
     Each round renders the model at all poses, matches render and photo (`cadloc.pair_offsets`), lifts the render's
     pixels to the model and minimises their reprojection error into the photos over one Sim(3), every photo with the
-    same weight, under a Cauchy loss. Raises ValueError where fewer than two photos have matches.
+    same weight, under a Cauchy loss. Raises TooFewMeasurements, a ValueError, where fewer than two photos have
+    matches.
     """
     rec_from_cad = start
     for reach in reaches:
         matches = collect_matches(images, model, rec_from_cad, reach, seed)
         if len(np.unique(matches.photo)) < FEWEST_PHOTOS:
             with_matches = len(np.unique(matches.photo))
-            raise ValueError(f"{with_matches} of {len(images)} photos have matches with their renders; 2 are needed")
+            raise TooFewMeasurements(
+                f"{with_matches} of {len(images)} photos have matches with their renders; 2 are needed"
+            )
         rec_from_cad = solve_similarity(matches, images, rec_from_cad)
     return _measured(matches, images, rec_from_cad, model)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,23 +30,23 @@ class Picks:
     points_own: Array
 
 
-def read_picks(path: Path, reconstruction: Reconstruction) -> Picks:
+def read_picks(path: Path, reconstruction: Reconstruction, *, queries: Collection[str] = ()) -> Picks:
     """Reads a `.csv` with `COLUMNS`, or a `.json` object whose `pairs` also may be clicks in two photos or more.
 
-    A click's pixel is of the photo as it is, distorted or not, (0.5, 0.5) being the centre of the first one. Raises
-    InputError with every fault of the file.
+    A click's pixel is of the photo as it is, distorted or not, (0.5, 0.5) being the centre of the first one. Clicks
+    in photos named in `queries` are refused: those test, and decide nothing. Raises InputError with every fault of
+    the file.
     """
     readers = {".csv": _csv_pairs, ".json": _json_pairs}
     if path.suffix.lower() not in readers:
         raise InputError(Fault(str(path), "--pairs", f"the suffix '{path.suffix}'", " or ".join(readers)))
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(Fault(str(path), "--pairs", f"unreadable ({error})", "a text file of point pairs")) from error
     faults: list[Fault] = []
-    pairs = [
-        _pair(path, where, entry, reconstruction, faults) for where, entry in readers[path.suffix.lower()](path, text)
-    ]
+    clickable = {photo.name: None if photo.name in queries else photo for photo in reconstruction.photos}
+    pairs = [_pair(path, where, entry, clickable, faults) for where, entry in readers[path.suffix.lower()](path, text)]
     names = [pair[0] for pair in pairs if pair is not None]
     faults += [
         Fault(str(path), name, "this name a second time", "each name once")
@@ -105,29 +105,31 @@ def _json_pairs(path: Path, text: str) -> Iterator[tuple[str, Json]]:
 
 
 def _pair(
-    path: Path, where: str, entry: Json, reconstruction: Reconstruction, faults: list[Fault]
+    path: Path, where: str, entry: Json, clickable: Mapping[str, Photo | None], faults: list[Fault]
 ) -> tuple[str, Array, Array] | None:
     if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str) or not entry["name"]:
         faults.append(Fault(str(path), where, str(entry)[:80], _PAIR))
         return None
     try:
         own = _numbers(entry.get("cad"), 3)
-        rec = _numbers(entry["rec"], 3) if "rec" in entry else triangulate(_clicks(entry.get("clicks"), reconstruction))
+        rec = _numbers(entry["rec"], 3) if "rec" in entry else triangulate(_clicks(entry.get("clicks"), clickable))
     except ValueError as error:
         faults.append(Fault(str(path), f"{where} {entry['name']}", str(error), _PAIR))
         return None
     return entry["name"], rec, own
 
 
-def _clicks(entry: Json, reconstruction: Reconstruction) -> list[tuple[Photo, Array]]:
+def _clicks(entry: Json, clickable: Mapping[str, Photo | None]) -> list[tuple[Photo, Array]]:
     if not isinstance(entry, list) or not all(isinstance(click, Mapping) for click in entry):
         raise ValueError("neither rec nor clicks")
     found = []
     for click in entry:
-        try:
-            photo = reconstruction.photo(str(click.get("photo")))
-        except KeyError as error:
-            raise ValueError(f"the photo {click.get('photo')!r}, which is not in the reconstruction") from error
+        name = str(click.get("photo"))
+        if name not in clickable:
+            raise ValueError(f"the photo {name!r}, which is not in the reconstruction")
+        photo = clickable[name]
+        if photo is None:
+            raise ValueError(f"a click in {name!r}, a query photo: those test, and decide nothing")
         found.append((photo, _numbers(click.get("pixel"), 2)))
     return found
 

@@ -150,6 +150,10 @@ class AlignmentReport:
             )
 
     def _coverage_warnings(self) -> Iterator[str]:
+        if self.surface is not None and self.surface.kept_start:
+            yield "no way from the start laid more of the sparse points on the surface: it was kept"
+        if self.surface is not None and self.surface.change.is_large:
+            yield f"the sparse points led far away from the start: {self.surface.change}; look at it"
         if self.surface is not None and not self.surface.converged:
             yield "the fit of points to the surface had not come to rest when it was stopped"
         if self.points_share is not None and self.points_share < _FEW_POINTS:

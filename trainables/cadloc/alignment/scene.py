@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cadloc.alignment.conditioning import Change, TooFewMeasurements
 from cadloc.alignment.photo_fit import refine_by_matches
 from cadloc.alignment.picks import Picks
 from cadloc.alignment.point_pairs import PairFit, similarity_from_pairs
@@ -40,23 +41,31 @@ class Evidence:
 
 
 def evidence_of(reconstruction: Reconstruction, photos: PhotosConfig) -> Evidence:
-    """Points seen by three photos or more within 2 px (where that is known), and the mapping and validation photos.
+    """The mapping and validation photos, and points that three of them or more see within 2 px (where that is known).
 
-    Query photos are for tests: their pictures decide nothing here.
+    Query photos are for tests: neither their pictures nor points that only they see decide anything here. Photos of
+    no split are not looked at either.
     """
     splits = assign_splits(reconstruction, photos.splits)
-    seen = [photo for photo in reconstruction.photos if splits[photo.name] != "query"]
+    seen = [photo for photo in reconstruction.photos if splits.get(photo.name) in ("mapping", "validation")]
     chosen = (
         [seen[index * len(seen) // MOST_PHOTOS] for index in range(MOST_PHOTOS)] if len(seen) > MOST_PHOTOS else seen
     )
-    return Evidence(reliable(reconstruction.points), tuple(chosen))
+    return Evidence(reliable(reconstruction.points, [photo.name for photo in seen]), tuple(chosen))
 
 
-def reliable(points: SparsePoints | None) -> Array:
-    """Positions (N, 3) of points with long tracks and small errors; what is not known of a point is no fault."""
+def reliable(points: SparsePoints | None, photos: Iterable[str]) -> Array:
+    """Positions (N, 3) of points with long tracks and small errors; what is not known of a point is no fault.
+
+    Tracks count the named photos only, where the source says which photos see a point.
+    """
     if points is None:
         return np.empty((0, 3))
     long = (points.track_lengths >= SHORTEST_TRACK) | (points.track_lengths == 0)
+    if points.seen_in:
+        rows = [np.unique(points.seen_in[name][1]) for name in photos if name in points.seen_in]
+        counts = np.bincount(np.concatenate([np.empty(0, np.int64), *rows]), minlength=len(points.positions))
+        long = counts >= SHORTEST_TRACK
     near = ~(points.errors_px > LARGEST_ERROR_PX)
     return np.asarray(points.positions[long & near & np.isfinite(points.positions).all(axis=1)])
 
@@ -73,7 +82,7 @@ def align(
     """`rec_from_cad` by pairs, or else from `start`; then by the sparse points; then, with `refine`, by the photos.
 
     A step that has nothing to go on is told in `notes` and leaves the alignment as it was. Raises InputError for
-    pairs that make no similarity.
+    pairs that make no similarity, and where no step has anything to go on.
     """
     pairs = None if picks is None else fit_picks(picks, model)
     rec_from_cad = start if pairs is None else pairs.dst_from_src
@@ -86,9 +95,14 @@ def align(
         say(f"matching {len(evidence.photos)} photos with renders at their poses")
         try:
             photos = refine_by_matches([open_posed(photo) for photo in evidence.photos], model, rec_from_cad)
+            change = Change.between(rec_from_cad, photos.rec_from_cad, model.bounds)
+            if change.is_large:
+                notes.append(f"the photos led far away from where they began: {change}; look at it")
             rec_from_cad = photos.rec_from_cad
-        except ValueError as error:
+        except TooFewMeasurements as error:
             notes.append(f"not refined by photos: {error}")
+    if pairs is None and surface is None and photos is None:
+        raise InputError(_nothing_to_go_on(notes))
     residuals = _pair_residuals(picks, model, rec_from_cad)
     if pairs is not None:
         notes += _left_pairs(pairs, residuals)
@@ -104,6 +118,11 @@ def fit_picks(picks: Picks, model: CadModel) -> PairFit:
     except ValueError as error:
         allowed = "three pairs or more, not on one line, that agree"
         raise InputError(Fault("--pairs", "pairs", str(error), allowed)) from error
+
+
+def _nothing_to_go_on(notes: Sequence[str]) -> Fault:
+    allowed = f"three named pairs, {FEWEST_POINTS} reliable sparse points, or two photos that match their renders"
+    return Fault("photos", "reconstruction", f"nothing to align by ({'; '.join(notes)})", allowed, "give --pairs")
 
 
 def _on_surface(

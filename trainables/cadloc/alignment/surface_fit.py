@@ -9,7 +9,14 @@ import trimesh
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import KDTree
 
-from cadloc.alignment.conditioning import Conditioning, Motion, least_squares_step, stretch_ratio
+from cadloc.alignment.conditioning import (
+    Change,
+    Conditioning,
+    Motion,
+    TooFewMeasurements,
+    least_squares_step,
+    stretch_ratio,
+)
 from cadloc.geometry import Array, Similarity, transform_points
 
 SHARES = (0.3, 0.9)
@@ -21,7 +28,19 @@ _SAMPLES = 150_000
 _CANDIDATES = 4
 _AFFINE_STEPS = 25
 _MOST = 0.8
+_NEARLY_ALL = 0.97
 _COARSE_POINTS = 500
+_ON_SURFACE = 0.005
+
+_EXACT = 1e-3
+"""Share of the diameter below which distances are all alike: else a plane without noise, the ground, is all that
+counts, and the start's error stays in whatever that plane leaves open."""
+
+REACH = 0.12
+"""Points farther from the surface than this share of its diameter are of something else, or the start is hopeless."""
+
+MOST_MEASURED = 50_000
+"""Points whose distances are measured; of more, a seeded subset."""
 
 
 class SurfaceIndex:
@@ -57,9 +76,10 @@ class SurfaceIndex:
 class SurfaceFit:
     """Where points came to lie on a surface.
 
-    `distances_m` (N,) of all points, `used` (N,) those taken to lie on it; `stretch` is the ratio of singular values
-    of an affine fit (None: the points do not tell); `thinness` is the used points' smallest extent over the middle
-    one (root mean squares): 0 for a plane.
+    `distances_m` (N,) of all points (of more than `MOST_MEASURED`, a seeded subset), `used` (N,) those taken to lie
+    on it; `kept_start`: no way from the start laid more points on it; `change` is that from the start; `stretch` is
+    the ratio of singular values of an affine fit (None: the points do not tell); `thinness` is the used points'
+    smallest extent over the middle one (root mean squares): 0 for a plane.
     """
 
     rec_from_cad: Similarity
@@ -69,6 +89,8 @@ class SurfaceFit:
     thinness: float
     stretch: float | None
     converged: bool
+    kept_start: bool
+    change: Change
 
 
 def align_points(
@@ -85,21 +107,71 @@ def align_points(
 
     Point-to-plane ICP (Chen and Medioni 1992) with scale as seventh unknown. Each step uses the closest share of the
     points that minimises the fractional root mean square distance (Phillips, Liu and Tomasi 2007), within `shares`,
-    with Cauchy weights; of more than `max_points`, a seeded subset decides. Raises ValueError for too few points.
+    with Cauchy weights; of more than `max_points`, a seeded subset decides. Points of other things are expected: of
+    several ways from the start, and the start itself, the one that lays most points on the surface is taken. Raises
+    TooFewMeasurements, a ValueError, for too few points.
     """
     points = np.asarray(points_rec, np.float64)
     points = points[np.isfinite(points).all(axis=1)]
     if len(points) < FEWEST_POINTS:
-        raise ValueError(f"{len(points)} points; aligning them with a surface needs {FEWEST_POINTS}")
+        raise TooFewMeasurements(f"{len(points)} points; aligning them with a surface needs {FEWEST_POINTS}")
     index = surface if isinstance(surface, SurfaceIndex) else SurfaceIndex(surface)
-    chosen = np.random.default_rng(seed).permutation(points)[:max_points]
-    coarse = chosen[: max(len(chosen) // 4, _COARSE_POINTS)]
-    cad_from_rec = start.inverse()
-    # Most points first, and few of them: leaving many out while the pose is wrong fits the largest plane only.
-    for some, fewest, tolerance in ((coarse, _MOST, 1e-4), (coarse, shares[0], 1e-4), (chosen, shares[0], 2e-5)):
-        within = (min(fewest, shares[1]), shares[1])
-        cad_from_rec, converged = _converge(some, index, cad_from_rec, within, tolerance, iterations)
-    return _measured(points, coarse, index, cad_from_rec, shares, converged)
+    order = np.random.default_rng(seed).permutation(len(points))
+    chosen = points[order[:max_points]]
+    begin = start.inverse()
+    found, converged = _routes(chosen, index, begin, shares, iterations)
+    kept = _score(chosen, index, found, begin) <= _score(chosen, index, begin, begin)
+    ways = (begin if kept else found, begin)
+    return _measured(
+        points[np.sort(order[:MOST_MEASURED])], chosen[: _coarse(chosen)], index, ways, shares, kept or converged
+    )
+
+
+def _coarse(points: Array) -> int:
+    return max(len(points) // 4, _COARSE_POINTS)
+
+
+def _routes(
+    points_rec: Array, index: SurfaceIndex, begin: Similarity, shares: tuple[float, float], iterations: int
+) -> tuple[Similarity, bool]:
+    """The best of the ways to `cad_from_rec` from `begin`, and whether it came to rest.
+
+    Nearly all points first: leaving many out while the pose is wrong fits the largest plane only. But where many are
+    of other things, taking them for the model's shrinks them into it; so the near ones go other ways, few at once too.
+    """
+    near = _near(points_rec, index, begin)
+    everything, near = points_rec[: _coarse(points_rec)], near[: _coarse(near)]
+    few = (min(shares), max(shares))
+    most, nearly_all = (min(_MOST, few[1]), few[1]), (_NEARLY_ALL, 1.0)
+    ends = [begin]
+    for some, stages in ((everything, (most, few)), (near, (nearly_all, most, few)), (near, (few,))):
+        end = begin
+        for stage in stages if len(some) >= FEWEST_POINTS else ():
+            end, _ = _converge(some, index, end, stage, 1e-4, iterations)
+        ends.append(end)
+    best = max(ends, key=lambda end: _score(everything, index, end, begin))
+    near = _near(points_rec, index, best)
+    return _converge(near if len(near) >= FEWEST_POINTS else points_rec, index, best, few, 2e-5, iterations)
+
+
+def _near(points_rec: Array, index: SurfaceIndex, cad_from_rec: Similarity) -> Array:
+    """Those of points (N, 3) from which the surface is within `REACH`."""
+    return points_rec[_distances_m(points_rec, index, cad_from_rec) < REACH * index.diameter_m]
+
+
+def _distances_m(points_rec: Array, index: SurfaceIndex, cad_from_rec: Similarity) -> Array:
+    moved = cad_from_rec.transform_points(points_rec)
+    return np.asarray(np.linalg.norm(moved - index.closest(moved)[0], axis=1))
+
+
+def _score(points_rec: Array, index: SurfaceIndex, cad_from_rec: Similarity, begin: Similarity) -> float:
+    """How many of points (N, 3) lie on the surface, softly, as a share.
+
+    Distances count in metres of the CAD at the scale of `begin` or at this one, whichever makes them longer: neither
+    a cloud shrunk into the model nor one grown out of it is rewarded.
+    """
+    distances = _distances_m(points_rec, index, cad_from_rec) * max(1.0, begin.scale / cad_from_rec.scale)
+    return float((1 / (1 + (distances / (_ON_SURFACE * index.diameter_m)) ** 2)).mean())
 
 
 def _converge(
@@ -132,22 +204,27 @@ class _Contacts:
 
 
 def _contacts(points: Array, index: SurfaceIndex, shares: tuple[float, float]) -> _Contacts:
-    feet, normals = index.closest(points)
+    return _weighted(points, *index.closest(points), index, shares)
+
+
+def _weighted(
+    points: Array, feet: Array, normals: Array, index: SurfaceIndex, shares: tuple[float, float]
+) -> _Contacts:
     distances = np.linalg.norm(points - feet, axis=1)
-    used = _overlapping(distances, shares)
+    used = _overlapping(distances, shares, _EXACT * index.diameter_m)
     residuals = ((points - feet) * normals).sum(axis=1)
-    # A floor far below what anyone measures, for data without noise.
-    scale = max(1.4826 * float(np.median(np.abs(residuals[used]))), 1e-9 * index.diameter_m)
+    scale = max(1.4826 * float(np.median(np.abs(residuals[used]))), _EXACT * index.diameter_m)
     return _Contacts(points, distances, residuals, normals, used, used / (1 + (residuals / (2 * scale)) ** 2))
 
 
-def _overlapping(distances: Array, shares: tuple[float, float]) -> NDArray[np.bool_]:
+def _overlapping(distances: Array, shares: tuple[float, float], floor_m: float) -> NDArray[np.bool_]:
+    """Which of distances (N,) minimise their fractional root mean square; all below `floor_m` are equally good."""
     order = np.sort(distances)
     counts = np.arange(1, len(order) + 1)
     share = counts / len(order)
-    rms = np.sqrt(np.cumsum(order**2) / counts)
+    rms = np.sqrt(np.cumsum(order**2) / counts + floor_m**2)
     allowed = (share >= shares[0]) & (share <= max(shares))
-    fractional = np.where(allowed, (rms + 1e-12 * order[-1]) / share**_OVERLAP_EXPONENT, np.inf)
+    fractional = np.where(allowed, rms / share**_OVERLAP_EXPONENT, np.inf)
     return np.asarray(distances <= order[int(fractional.argmin())])
 
 
@@ -166,22 +243,32 @@ def _measured(
     points: Array,
     some: Array,
     index: SurfaceIndex,
-    cad_from_rec: Similarity,
+    ways: tuple[Similarity, Similarity],
     shares: tuple[float, float],
     converged: bool,
 ) -> SurfaceFit:
-    contacts = _contacts(cad_from_rec.transform_points(points), index, shares)
-    motion = Motion.about(contacts.points[contacts.used])
-    conditioning = Conditioning.of(motion.jacobian(contacts.points, contacts.normals), contacts.weights)
-    extents = np.linalg.svd(contacts.points[contacts.used] - motion.centre, compute_uv=False)
+    """What holds `cad_from_rec`, the first of `ways`, of which the second is where it began."""
+    moved = ways[0].transform_points(points)
+    feet, normals = index.closest(moved)
+    distances = np.linalg.norm(moved - feet, axis=1)
+    near = distances < REACH * index.diameter_m
+    near |= near.sum() < FEWEST_POINTS
+    contacts = _weighted(moved[near], feet[near], normals[near], index, shares)
+    used = np.zeros(len(points), bool)
+    used[near] = contacts.used
+    motion = Motion.about(moved[used])
+    extents = np.linalg.svd(moved[used] - motion.centre, compute_uv=False)
+    some = _near(some, index, ways[0])
     return SurfaceFit(
-        rec_from_cad=cad_from_rec.inverse(),
-        distances_m=contacts.distances_m,
-        used=contacts.used,
-        conditioning=conditioning,
+        rec_from_cad=ways[0].inverse(),
+        distances_m=distances,
+        used=used,
+        conditioning=Conditioning.of(motion.jacobian(contacts.points, contacts.normals), contacts.weights),
         thinness=float(extents[2] / extents[1]) if extents[1] > 0 else 0.0,
-        stretch=_stretch(cad_from_rec.transform_points(some), index, shares),
+        stretch=_stretch(ways[0].transform_points(some), index, shares) if len(some) >= FEWEST_POINTS else None,
         converged=converged,
+        kept_start=ways[0] is ways[1],
+        change=Change.between(ways[1].inverse(), ways[0].inverse(), index.bounds),
     )
 
 

@@ -11,6 +11,7 @@ import re
 import struct
 from collections.abc import Callable
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from cadloc.geometry import Array, rigid
 
 REQUIRED_FILES = ("cameras", "images", "points3D")
 OPTIONAL_FILES = ("rigs", "frames")
-SUFFIXES = (".bin", ".txt")
+SUFFIXES = {".bin": 1, ".txt": 2}
 
 _ALLOWED = "the file as COLMAP wrote it"
 _POSE_BYTES = 7 * 8
@@ -53,7 +54,7 @@ def read_model(folder: Path, images: Path, faults: list[Fault]) -> Reconstructio
         faults.append(Fault(str(folder), "reconstruction", "no COLMAP model", allowed))
         return None
     before = len(faults)
-    faults += [*_ambiguous(model), *_structure_faults(model)]
+    faults += [*(_ambiguous(model) if model != folder else ()), *_structure_faults(model)]
     loaded = None if len(faults) > before else _loaded(model, faults)
     if loaded is None:
         return None
@@ -87,15 +88,25 @@ def _example(model: str) -> Any:
 
 
 def _suffix(folder: Path) -> str | None:
-    """The suffix of the model's files, binary first as COLMAP has it; None where there are none."""
-    found = (suffix for suffix in SUFFIXES for name in REQUIRED_FILES if (folder / f"{name}{suffix}").is_file())
-    return next(found, None)
+    """The suffix of the model's files, binary first as COLMAP has it; None where there are none.
+
+    Of the text files there must be two: others, too, call a list `cameras.txt`.
+    """
+    for suffix, fewest in SUFFIXES.items():
+        if sum((folder / f"{name}{suffix}").is_file() for name in REQUIRED_FILES) >= fewest:
+            return suffix
+    return None
+
+
+def numbered_models(folder: Path) -> list[str]:
+    """Names of the models in a folder that COLMAP numbered because it could not join them."""
+    return [place.name for place in sorted(folder.iterdir()) if place.name.isdigit() and _suffix(place)]
 
 
 def _ambiguous(model: Path) -> list[Fault]:
-    """COLMAP numbers models that it could not join: which of them is meant is not for us to guess."""
-    beside = [place.name for place in sorted(model.parent.iterdir()) if place.name.isdigit() and _suffix(place)]
-    if model.name != "0" or len(beside) < 2 or model.parent.name != "sparse":
+    """Which of several models is meant is not for us to guess."""
+    beside = numbered_models(model.parent)
+    if model.name != "0" or len(beside) < 2:
         return []
     found = f"{len(beside)} separate models: {', '.join(beside)}"
     return [Fault(str(model.parent), "reconstruction", found, "one model", f"name one, such as {model}")]
@@ -131,25 +142,41 @@ def _text_damage(path: Path) -> str:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         return "no text"
-    if text and not text.endswith("\n"):
-        return "a truncated file (its last line has no end)"
     announced = _ANNOUNCED.search(text)
-    held = _records_in(text, lines_each=2 if path.stem == "images" else 1)
+    if text and not text.endswith("\n") and not (announced and _is_whole(path.stem, text.splitlines()[-1].split())):
+        return "a truncated file (its last line has no end)"
+    held, is_cut = _records_in(text, lines_each=2 if path.stem == "images" else 1)
+    if is_cut:  # pycolmap would leave it out without a word
+        return "a truncated file (its last photo lacks the line of observations, which may be empty)"
     if announced and int(announced[1]) != held:
         return f"a truncated file ({held} records; its header says {announced[1]})"
     return ""
 
 
-def _records_in(text: str, lines_each: int) -> int:
-    """Records, each a line with words in it and the `lines_each` - 1 lines after it, which may be empty."""
+def _is_whole(kind: str, words: list[str]) -> bool:
+    """Whether the last line of a text file has as many words as such a line has; digits missing cannot be told."""
+    match kind, len(words):
+        case "cameras", count:
+            return count > 1 and count == 4 + parameter_counts().get(words[1], 0)
+        case "images", count:
+            return count > 0 and count % 3 == 0
+        case "points3D", count:
+            return count >= 8 and count % 2 == 0
+    return False
+
+
+def _records_in(text: str, lines_each: int) -> tuple[int, bool]:
+    """Records, each a line with words in it and the `lines_each` - 1 lines after it, which may be empty.
+
+    And whether the last one lacks such a line.
+    """
     lines = iter(text.splitlines())
-    records = 0
+    records, is_cut = 0, False
     for line in lines:
         if line.strip() and not line.lstrip().startswith("#"):
             records += 1
-            for _ in range(lines_each - 1):
-                next(lines, None)
-    return records
+            is_cut = len(list(islice(lines, lines_each - 1))) < lines_each - 1
+    return records, is_cut
 
 
 def _walk(data: mmap.mmap, end_of_record: Callable[[mmap.mmap, int], int]) -> int:

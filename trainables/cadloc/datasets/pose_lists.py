@@ -99,7 +99,7 @@ _CAMERA_LINE = "NAME MODEL WIDTH HEIGHT PARAMETERS…, as COLMAP names models an
 
 def is_pose_list(path: Path) -> bool:
     """Whether a file is a list of poses, or a folder holds one: told by the first line, not by a file's name."""
-    return bool(_pose_files(path))
+    return bool(pose_files(path))
 
 
 def read_pose_list(path: Path, images: Path, faults: list[Fault]) -> Reconstruction | None:
@@ -111,23 +111,24 @@ def read_pose_list(path: Path, images: Path, faults: list[Fault]) -> Reconstruct
     A file's kind is told by its first line that is no comment; others (such as lists of names) are not looked at.
     Names that have no camera or no file as they are written are looked up without their suffix. None after faults.
     """
-    pose_files = _pose_files(path)
-    if not pose_files:
+    pose_lists = pose_files(path)
+    if not pose_lists:
         faults.append(Fault(str(path), "reconstruction", "no list of poses", _POSE_LINE))
         return None
     folder = path if path.is_dir() else path.parent
-    camera_files = [file for file in _texts(folder) if file not in pose_files and _is_camera_line(_first(file))]
+    camera_files = [file for file in _texts(folder) if file not in pose_lists and _is_camera_line(_first(file))]
     if not camera_files:
         faults.append(Fault(str(folder), "reconstruction", "no list of cameras beside the poses", _CAMERA_LINE))
         return None
     cameras = _cameras(camera_files, faults)
     files = _image_names(images)
-    photos = [_listed_photo(line, cameras, files, images, faults) for file in pose_files for line in _lines(file)]
+    photos = [_listed_photo(line, cameras, files, images, faults) for file in pose_lists for line in _lines(file)]
     posed = sorted((photo for photo in photos if photo is not None), key=lambda photo: photo.name)
     return Reconstruction(path, tuple(posed))
 
 
-def _pose_files(path: Path) -> list[Path]:
+def pose_files(path: Path) -> list[Path]:
+    """The lists of poses that a file is or a folder holds, told by their first lines."""
     return [file for file in (_texts(path) if path.is_dir() else [path]) if _is_pose_line(_first(file))]
 
 

@@ -80,6 +80,7 @@ def is_one_to_one(camera: Camera) -> bool:
 
 _GRID = 33
 _MARGIN_PX = 1.0
+_BLOCK_PX = 1 << 18  # looked up at once: a dozen numbers of 8 bytes each are held per pixel
 
 
 # Photos of one camera mostly come one after another, and the maps of a large photo fill 100 MB.
@@ -87,10 +88,16 @@ _MARGIN_PX = 1.0
 def _sampled_at(camera: Camera) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Where each undistorted pixel's centre lies in the photo: columns and rows (H, W), counted as OpenCV does."""
     straight = undistorted_camera(camera)
-    centres = np.stack(np.meshgrid(np.arange(straight.width_px) + 0.5, np.arange(straight.height_px) + 0.5), axis=-1)
-    # OpenCV counts from the first pixel's centre, everybody else here from its corner.
-    indices = np.nan_to_num(_in_photo(camera, centres) - 0.5, nan=-2.0).astype(np.float32)
-    return np.ascontiguousarray(indices[..., 0]), np.ascontiguousarray(indices[..., 1])
+    columns, rows = (np.empty((straight.height_px, straight.width_px), np.float32) for _ in range(2))
+    across = np.arange(straight.width_px) + 0.5
+    step = max(1, _BLOCK_PX // straight.width_px)
+    for start in range(0, straight.height_px, step):
+        down = np.arange(start, min(start + step, straight.height_px)) + 0.5
+        # OpenCV counts from the first pixel's centre, everybody else here from its corner.
+        indices = _in_photo(camera, np.stack(np.meshgrid(across, down), axis=-1)) - 0.5
+        np.nan_to_num(indices, copy=False, nan=-2.0)
+        columns[start : start + step], rows[start : start + step] = indices[..., 0], indices[..., 1]
+    return columns, rows
 
 
 def _in_photo(camera: Camera, pixels: Array) -> Array:
