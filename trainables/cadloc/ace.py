@@ -16,7 +16,6 @@ from cadloc.catalog import test_sets, validation_domains
 from cadloc.config import TrialConfig
 from cadloc.contract import Progress, TrialContext
 from cadloc.datasets.ace_layout import Dataset
-from cadloc.encoders import build as build_encoder
 from cadloc.encoding import encode_image
 from cadloc.evaluation import Evaluation, evaluate, predict_cells
 from cadloc.figures import draw_curves, draw_queries
@@ -69,7 +68,7 @@ def train(config: TrialConfig, context: TrialContext) -> Iterator[Progress]:
 
     head.eval()
     size_px = (config.views.image.width_px, config.views.image.height_px)
-    save_map(context.directory, head, config, size_px, np.array(card["origin_m"]))
+    save_map(context.directory, head, config, size_px, np.array(card["origin_m"]), context.stages.get("encoder"))
     metrics: dict[str, float] = {}
     for name in test_sets(config):
         queries = Queries.open(context.stages[f"queries/{name}"])
@@ -95,7 +94,7 @@ def localize_image(map_path: Path, image: NDArray[np.uint8], intrinsics: Array, 
     # Each side by its own factor: rounding to whole pixels changes their ratio.
     factors = np.array([width_px / image.shape[1], height_px / image.shape[0], 1.0])
     # Half precision, as the queries of a trial are stored: the map says the same here as there.
-    features = encode_image(build_encoder(scene.encoder), np.asarray(resized, np.uint8)).astype(np.float16)
+    features = encode_image(scene.encoder, np.asarray(resized, np.uint8)).astype(np.float16)
     return localize(
         predict_cells(scene.head, features.reshape(-1, features.shape[-1])),
         cell_pixels(*features.shape[:2]).reshape(-1, 2),

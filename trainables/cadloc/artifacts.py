@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +19,18 @@ from scipy.spatial.transform import Rotation
 
 from cadloc.config import EncoderConfig, HeadConfig, LocalizationConfig, TrialConfig
 from cadloc.contract import Fault, InputError, Json
+from cadloc.encoders import Encoder
+from cadloc.encoders import build as build_encoder
+from cadloc.finetuning.adapters import load_tuned
 from cadloc.geometry import Array, inverse
 from cadloc.heads import build
 from cadloc.heads.head import Head
 from cadloc.localization import Estimate
 from cadloc.metrics import PoseErrors
+from cadloc.whole_files import write_bytes
 
 SCHEMA_VERSION = 1
-WEIGHTS, CARD = "map.safetensors", "map.json"
+WEIGHTS, CARD, TUNED = "map.safetensors", "map.json", "encoder"
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,21 +42,31 @@ class SceneMap:
     """
 
     head: Head
-    encoder: EncoderConfig
+    encoder: Encoder
     localization: LocalizationConfig
     scene: str
     image_size_px: tuple[int, int]
     origin_m: Array
 
 
-def save_map(directory: Path, head: Head, config: TrialConfig, image_size_px: tuple[int, int], origin_m: Array) -> None:
-    """Writes `map.safetensors` (float32 throughout) and `map.json`."""
+def save_map(
+    directory: Path,
+    head: Head,
+    config: TrialConfig,
+    image_size_px: tuple[int, int],
+    origin_m: Array,
+    tuned: Path | None = None,
+) -> None:
+    """Writes `map.safetensors` (float32 throughout) and `map.json`; a fine-tuned encoder is copied beside them."""
+    if tuned is not None:
+        shutil.copytree(tuned, directory / TUNED, dirs_exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}
     card = {
         "schema_version": SCHEMA_VERSION,
         "scene": config.scene.name,
         "head": config.head.model_dump(mode="json"),
         "encoder": config.encoder.model_dump(mode="json"),
+        "tuned": tuned is not None,
         "localization": config.localization.model_dump(mode="json"),
         "dimensions": head.dimensions,
         "image_size_px": list(image_size_px),
@@ -75,7 +89,9 @@ def load_map(path: Path) -> SceneMap:
         head.load_state_dict(load((directory / WEIGHTS).read_bytes()))
         return SceneMap(
             head.eval().requires_grad_(False),
-            _read(EncoderConfig, card["encoder"]),
+            load_tuned(directory / TUNED)
+            if card.get("tuned")
+            else build_encoder(_read(EncoderConfig, card["encoder"])),
             _read(LocalizationConfig, card["localization"]),
             card["scene"],
             (int(card["image_size_px"][0]), int(card["image_size_px"][1])),
@@ -84,6 +100,12 @@ def load_map(path: Path) -> SceneMap:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ValidationError, SafetensorError) as error:
         allowed = f"a map: {CARD} beside {WEIGHTS}, as a finished trial leaves them"
         raise InputError(Fault(str(card_path), "map", str(error).splitlines()[0], allowed)) from error
+
+
+def _encoder(directory: Path, card: Mapping[str, Json]) -> Encoder:
+    if card.get("tuned"):
+        return load_tuned(directory / TUNED)
+    return build_encoder(_read(EncoderConfig, card["encoder"]))
 
 
 def write_poses(
@@ -133,14 +155,6 @@ def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_bytes(path, text.getvalue().encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes aside and renames: a reader finds the old file or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_bytes(content)
-    os.replace(aside, path)
 
 
 def _read(union: Any, value: Json) -> Any:

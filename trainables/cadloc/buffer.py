@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from cadloc.augmentation import Warp, draw_warp, identity_warp, jitter
 from cadloc.config import BufferConfig
-from cadloc.contract import Fault, InputError, Json, canonical
+from cadloc.contract import Fault, InputError, Json
 from cadloc.datasets.ace_layout import Dataset, View
 from cadloc.encoders import Encoder
 from cadloc.encoders.images import STRIDE
-from cadloc.encoding import encode_image, image_depth_m, process_encoder
+from cadloc.encoding import encode_image, image_depth_m, stage_encoder
 from cadloc.geometry import Array, cell_pixels, inverse, transform_points, unproject
 from cadloc.parts import join_parts, write_part
 
@@ -67,7 +67,7 @@ def chunks(config: Mapping[str, Json], inputs: Mapping[str, Path]) -> int:
 def build_chunk(config: Mapping[str, Json], inputs: Mapping[str, Path], directory: Path, chunk: int) -> int:
     """Encodes every pass of one group of views into `directory/parts`; returns how many samples that made."""
     settings = BufferConfig.model_validate(config["buffer"])
-    encoder = process_encoder(canonical(config["encoder"]))
+    encoder = stage_encoder(config, inputs)
     views = _views(inputs)
     passes = passes_of(settings, views)
     first = chunk * VIEWS_PER_CHUNK

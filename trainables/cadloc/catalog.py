@@ -33,6 +33,7 @@ STAGES: dict[str, tuple[str, str]] = {
     "views": ("cadloc.datasets.building", "1"),
     "photos": ("cadloc.datasets.photos", "1"),
     "gt_poses": ("cadloc.datasets.gt_poses", "1"),
+    "encoder": ("cadloc.finetuning.stage", "1"),
     "buffer": ("cadloc.buffer", "2"),
     "queries": ("cadloc.queries", "2"),
 }
@@ -98,10 +99,10 @@ def _named_object(place: str) -> Any:
 def stages_of(config: TrialConfig) -> dict[str, StageSpec]:
     """The stages a trial reads, by role.
 
-    `views/D` for every domain and query set D that it trains or is tested on (`views/synthetic` always), `buffer/D`
-    for every domain it trains on, `queries/D` for every test set, and `queries/validation/D` for every domain it is
-    validated on; `render_and_match` reads views only. A user's own trainable `module:function` reads what
-    `stages_of(config)` of its module says, or nothing where there is no such function.
+    `views/D` for every domain and query set D that it trains or is tested on (`views/synthetic` always), `encoder`
+    where it is fine-tuned, `buffer/D` for every domain it trains on, `queries/D` for every test set, and
+    `queries/validation/D` for every domain it is validated on; `render_and_match` reads views only. A user's own
+    trainable `module:function` reads what `stages_of(config)` of its module says, or nothing where there is none.
     """
     if ":" in config.trainable:
         module = importlib.import_module(config.trainable.split(":", 1)[0])
@@ -111,6 +112,8 @@ def stages_of(config: TrialConfig) -> dict[str, StageSpec]:
     stages = {f"views/{name}": spec for name, spec in views.items()}
     if config.trainable == "render_and_match":
         return stages  # it describes images in its own way
+    if config.finetuning is not None:
+        stages["encoder"] = _tuned_encoder(config, views["synthetic"])
     stages |= {f"buffer/{name}": _buffer(config, views[name]) for name in config.train_on}
     for domain in validation_domains(config):
         stages[f"queries/validation/{domain}"] = _queries(config, views[domain], "validation")
@@ -162,14 +165,14 @@ def reported_metrics(config: TrialConfig) -> frozenset[str] | None:
     return frozenset({*training, *times, *tests, *validations})
 
 
-def _renders(config: TrialConfig, name: str) -> StageSpec:
+def _renders(config: TrialConfig, name: str, pairs: int | None = None) -> StageSpec:
     # Only the query set that is rendered: another one added to the scene leaves these views as they are.
     sets = {key: value for key, value in config.scene.query_sets.items() if key == name}
     plain: dict[str, Any] = {"query_sets": sets, "photos": None, "metric": True, "depth_range_m": None}
     scene = config.scene.model_copy(update={**plain, "viewpoints": {}})
     viewpoints = scene_viewpoints(config.views.viewpoints, config.scene)
     views = _dump(config.views.model_copy(update={"viewpoints": viewpoints}), exclude={"gt_poses"})
-    slice_ = {"scene": _dump(scene), "views": views, "source": name}
+    slice_ = {"scene": _dump(scene), "views": views, "source": name, **({} if pairs is None else {"pairs": pairs})}
     return _stage("views", slice_, {}, _scene_files(scene))
 
 
@@ -203,13 +206,36 @@ def _place_of_photos(scene: SceneConfig) -> SceneConfig:
     return SceneConfig(name=scene.name, cad=scene.cad, depth_range_m=scene.depth_range_m)
 
 
+def tuning_target(scene: SceneConfig) -> str:
+    """What an encoder is tuned towards: the scene's photos, a built-in scene's twin, or its first other model."""
+    if scene.photos is not None:
+        return "real"
+    return "photo" if scene.built_in else next(iter(scene.query_sets))
+
+
+def _tuned_encoder(config: TrialConfig, synthetic: StageSpec) -> StageSpec:
+    target = tuning_target(config.scene)
+    if target == "real":
+        photos, renders = _photos(config), _renders_at_photo_poses(config)
+    else:
+        photos, renders = _renders(config, target, pairs=config.finetuning_pairs), synthetic
+    assert config.finetuning is not None
+    slice_ = {"encoder": _dump(config.encoder), "finetuning": _dump(config.finetuning)}
+    return _stage("encoder", slice_, {"photos": photos, "renders": renders, "synthetic": synthetic}, _weights(config))
+
+
+def _encoder_input(config: TrialConfig) -> dict[str, StageSpec]:
+    return {} if config.finetuning is None else {"encoder": _tuned_encoder(config, _renders(config, "synthetic"))}
+
+
 def _buffer(config: TrialConfig, views: StageSpec) -> StageSpec:
     slice_ = {"encoder": _dump(config.encoder), "buffer": _dump(config.buffer)}
-    return _stage("buffer", slice_, {"views": views}, _weights(config))
+    return _stage("buffer", slice_, {"views": views, **_encoder_input(config)}, _weights(config))
 
 
 def _queries(config: TrialConfig, views: StageSpec, split: str) -> StageSpec:
-    return _stage("queries", {"encoder": _dump(config.encoder), "split": split}, {"views": views}, _weights(config))
+    slice_ = {"encoder": _dump(config.encoder), "split": split}
+    return _stage("queries", slice_, {"views": views, **_encoder_input(config)}, _weights(config))
 
 
 def _stage(kind: str, config: Mapping[str, Any], inputs: Mapping[str, StageSpec], files: tuple[Path, ...]) -> StageSpec:

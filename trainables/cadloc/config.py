@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
+from cadloc.finetuning.settings import FinetuningConfig
 from cadloc.presets import PRESETS
 from cadloc.scene_config import (
     SceneConfig,
@@ -234,6 +235,11 @@ class TrialConfig(Settings):
     """Query sets of the test. Those a scene does not have are left out: `photo` (simulated photographs) belongs to
     built-in scenes, `gt_poses` and `real` to scenes with photos. A scene's own `query_sets` are always tested."""
     encoder: EncoderConfig = SmallEncoder()
+    finetuning: FinetuningConfig | None = None
+    """How the encoder is tuned on pairs of the scene before anything is encoded. None: it stays as it is."""
+    finetuning_pairs: Count = 60
+    """Mapping views of a built-in scene's weathered twin, or of another CAD model of the place, that are rendered as
+    simulated photos to tune on. Scenes with photos are tuned on their mapping photos."""
     buffer: BufferConfig = BufferConfig()
     head: HeadConfig = AnchorHead()
     loss: LossConfig = ReprojectionLoss()
@@ -248,6 +254,18 @@ class TrialConfig(Settings):
     def _matching_is_read(self) -> TrialConfig:
         if self.trainable == "ace" and self.matching is not None:
             raise ValueError("matching: the trainable ace does not read it, render_and_match does")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_tuned(self) -> TrialConfig:
+        if self.finetuning is None:
+            return self
+        if self.trainable == "render_and_match":
+            raise ValueError("finetuning: the trainable render_and_match does not read it, ace does")
+        if isinstance(self.encoder, DenseHog):
+            raise ValueError("finetuning: the encoder dense-hog has nothing to tune")
+        if not (self.scene.built_in or self.scene.photos or self.scene.query_sets):
+            raise ValueError(f"finetuning: scene {self.scene.name} has no photos and no other model to tune on")
         return self
 
     @model_validator(mode="after")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,11 @@ from pydantic import TypeAdapter
 
 from cadloc.augmentation import sample_depth_m
 from cadloc.config import EncoderConfig
+from cadloc.contract import Json, canonical
 from cadloc.datasets.ace_layout import View
 from cadloc.encoders import Encoder, build
 from cadloc.encoders.images import STRIDE
+from cadloc.finetuning.adapters import load_tuned
 from cadloc.geometry import Array
 
 
@@ -40,6 +44,20 @@ def process_encoder(config: str) -> Encoder:
     torch.set_num_threads(1)
     adapter: TypeAdapter[Any] = TypeAdapter(EncoderConfig)
     return build(adapter.validate_json(config))
+
+
+def stage_encoder(config: Mapping[str, Json], inputs: Mapping[str, Path]) -> Encoder:
+    """The encoder of a stage: the fine-tuned one among its inputs, else the one its `encoder` settings name."""
+    if "encoder" in inputs:
+        return _tuned(inputs["encoder"])
+    return process_encoder(canonical(config["encoder"]))
+
+
+# A finished stage does not change.
+@lru_cache(maxsize=2)
+def _tuned(directory: Path) -> Encoder:
+    torch.set_num_threads(1)
+    return load_tuned(directory)
 
 
 def image_depth_m(view: View, pixels: Array) -> Array:

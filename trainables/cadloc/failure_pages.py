@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from cadloc.artifacts import write_bytes
 from cadloc.cad import CadModel
 from cadloc.geometry import Array, inverse, project, rotation_error_deg, transform_points, translation_error_m
 from cadloc.localization import REFERENCE_SIDE_PX, Estimate
 from cadloc.rendering import Light, Rendering, ViewRenderer, depth_m
+from cadloc.whole_files import write_bytes
 
 SHOWN_QUERIES = 10
 PICTURE_SIDE_PX = 320

@@ -12,7 +12,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from cadloc.artifacts import write_bytes
 from cadloc.cad import CadModel
 from cadloc.config import TrialConfig
 from cadloc.datasets.ace_layout import Dataset, View
@@ -22,6 +21,7 @@ from cadloc.localization import Estimate
 from cadloc.queries import Queries
 from cadloc.rendering import Light, process_renderer
 from cadloc.scene_models import kept_scene_model
+from cadloc.whole_files import write_bytes
 
 OVERLAY_WEIGHT = 0.55
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cadloc.contract import Fault, InputError, Json, canonical
+from cadloc.contract import Fault, InputError, Json
 from cadloc.datasets.ace_layout import Dataset, View
 from cadloc.encoders import Encoder
 from cadloc.encoders.images import STRIDE
-from cadloc.encoding import encode_image, image_depth_m, process_encoder
+from cadloc.encoding import encode_image, image_depth_m, stage_encoder
 from cadloc.geometry import Array, cell_pixels, inverse, transform_points, unproject
 from cadloc.parts import join_parts, write_part
 
@@ -81,7 +81,7 @@ def chunks(config: Mapping[str, Json], inputs: Mapping[str, Path]) -> int:
 def build_chunk(config: Mapping[str, Json], inputs: Mapping[str, Path], directory: Path, chunk: int) -> int:
     """Encodes one group into `directory/parts`; returns how many images it holds."""
     views = _views(config, inputs)[chunk * VIEWS_PER_CHUNK : (chunk + 1) * VIEWS_PER_CHUNK]
-    encoder = process_encoder(canonical(config["encoder"]))
+    encoder = stage_encoder(config, inputs)
     encoded = [_encoded(encoder, view) for view in views]
     cells = {name: np.concatenate([item[name] for item in encoded]) for name in _CELL_ARRAYS}
     write_part(directory, chunk, cells | {name: np.stack([item[name] for item in encoded]) for name in _IMAGE_ARRAYS})

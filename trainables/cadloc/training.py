@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cadloc.artifacts import write_bytes, write_table
+from cadloc.artifacts import write_table
 from cadloc.config import TrialConfig
 from cadloc.contract import DivergenceError, Fault, InputError, digest, identity
 from cadloc.heads.head import Head
@@ -21,6 +21,7 @@ from cadloc.losses import phase_at
 from cadloc.losses.phase import Phase, Unit
 from cadloc.samples import Samples, Shuffled
 from cadloc.schedules import one_cycle
+from cadloc.whole_files import write_bytes
 
 CHECKPOINT, HISTORY = "checkpoint.pt", "history.csv"
 

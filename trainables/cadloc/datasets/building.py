@@ -56,7 +56,7 @@ class Job:
 def chunks(config: Mapping[str, Json], inputs: Mapping[str, Path]) -> int:
     """Pieces of about 20 views; known from the counts alone, nothing is loaded."""
     counts = ViewsConfig.model_validate(config["views"]).counts
-    number = counts.query if config["source"] != "synthetic" else counts.mapping + counts.validation + counts.query
+    number = sum(_most(config, split, getattr(counts, split)) for split in FOLDERS)
     return -(-number // VIEWS_PER_CHUNK)
 
 
@@ -195,9 +195,28 @@ def _cached_job(config_text: str, _identity: str) -> Job:
     site = planned_on
     if source != "synthetic":
         site = Site(load_scene_model(scene, source), planned_on.ground_z_m)
-        plan = tuple((split, viewpoint) for split, viewpoint in plan if split == "query")
+    plan = _part(config, plan)
     poses = np.stack([viewpoint.cad_from_cam for _, viewpoint in plan])
     return Job(scene, views, source, planned_on, site, plan, depth_step_m(farthest_m(site.model.bounds, poses)))
+
+
+def _most(config: Mapping[str, Json], split: Split, planned: int) -> int:
+    """How many of a split's planned viewpoints are rendered.
+
+    Of the scene's own CAD all; of other models the queries or, where `pairs` says how many, so many mapping views
+    and the validation views: pairs with the renders of the same names.
+    """
+    pairs = config.get("pairs")
+    if config["source"] == "synthetic":
+        return planned
+    if pairs is None:
+        return planned if split == "query" else 0
+    return {"mapping": min(int(pairs), planned), "validation": planned, "query": 0}[split]
+
+
+def _part(config: Mapping[str, Json], plan: tuple[tuple[Split, Viewpoint], ...]) -> tuple[tuple[Split, Viewpoint], ...]:
+    by_split = {split: [viewpoint for other, viewpoint in plan if other == split] for split in FOLDERS}
+    return tuple((split, each) for split, all_ in by_split.items() for each in all_[: _most(config, split, len(all_))])
 
 
 @lru_cache(maxsize=2)

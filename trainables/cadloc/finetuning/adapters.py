@@ -18,13 +18,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from cadloc.artifacts import write_bytes
 from cadloc.contract import Fault, InputError, Json
 from cadloc.encoders import Encoder
 from cadloc.encoders.ace import AceFeatures
 from cadloc.encoders.small import SmallFeatures
 from cadloc.encoders.weights_file import check_fits
 from cadloc.finetuning.settings import ParameterSet
+from cadloc.whole_files import write_bytes
 
 SCHEMA_VERSION = 1
 WEIGHTS, CARD = "encoder.safetensors", "card.json"

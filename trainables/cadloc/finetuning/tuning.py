@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cadloc.artifacts import write_bytes, write_table
+from cadloc.artifacts import write_table
 from cadloc.contract import DivergenceError, Fault, InputError, digest
 from cadloc.encoders import Encoder
 from cadloc.finetuning.adapters import LearnedEncoder, learned, parameters_of, with_adapters
@@ -33,6 +33,7 @@ from cadloc.finetuning.pairs import draw_pairs, draw_replay
 from cadloc.finetuning.settings import FinetuningConfig
 from cadloc.finetuning.strategies import Seen, Strategy, all_objectives, build_strategy
 from cadloc.finetuning.two_pass import batch_gradients
+from cadloc.whole_files import write_bytes
 
 CHECKPOINT, HISTORY = "checkpoint.pt", "history.csv"
 ADAPTER_CHANNELS = 64
