@@ -15,6 +15,7 @@ from cadloc.contract import InputError
 from cadloc.encoders import build
 from cadloc.encoders.ace import AceFeatures
 from cadloc.encoders.small import SHIPPED, SmallFeatures
+from cadloc.pretraining import save_ace
 
 ALL: tuple[EncoderConfig, ...] = (AceEncoder(), SmallEncoder(weights="random"), SmallEncoder(), DenseHog())
 
@@ -111,6 +112,32 @@ def test_ace_names_every_tensor_that_does_not_fit(tmp_path: Path) -> None:
     found = [fault.found for fault in error.value.faults]
     assert {fault.key for fault in error.value.faults} == {"encoder.weights"}
     assert found == ["no conv3.weight", "unknown name fc1.weight", "conv1.bias of shape (31,)"]
+
+
+def test_ace_survives_its_file(tmp_path: Path) -> None:
+    """A flat dict of ACE's names and shapes is written, which loads without code and gives the same features."""
+    encoder = AceFeatures().initialised(3).eval()
+    save_ace(encoder, tmp_path / "own.pt", {"parameters": 5_568_000})
+    written = torch.load(tmp_path / "own.pt", weights_only=True)
+    assert {name: value.shape for name, value in written.items()} == {
+        name: value.shape for name, value in ace_state().items()
+    }
+    image = random_image(64, 64)
+    loaded = build(AceEncoder(weights=str(tmp_path / "own.pt")))
+    assert torch.equal(loaded.encode(image), encoder.encode(image))
+    torch.testing.assert_close(ace_reference(written, image), encoder.encode(image), rtol=1e-4, atol=1e-4)
+    card = json.loads((tmp_path / "own.json").read_text())
+    assert (card["architecture"], card["stride"], card["dimensions"]) == ("ace", 8, 512)
+
+
+def test_a_refused_pickle_says_why(tmp_path: Path) -> None:
+    """Where a file needs code to load, the fault says so, what is allowed, and how to make it."""
+    torch.save({"conv1.weight": Payload(tmp_path / "code_ran")}, tmp_path / "file.pt")
+    with pytest.raises(InputError, match="a pickle with code") as error:
+        AceFeatures.from_file(tmp_path / "file.pt")
+    assert "torch.save" in error.value.faults[0].allowed
+    assert "state_dict()" in error.value.faults[0].action
+    assert not (tmp_path / "code_ran").exists()
 
 
 class Payload:

@@ -19,6 +19,7 @@ from cadloc.encoders.small import SmallFeatures
 from cadloc.geometry import Array, cell_pixels, inverse, pinhole, project, rigid, transform_points
 from cadloc.pretraining import (
     PretrainingConfig,
+    Site,
     at_cells,
     at_pixels,
     batch_loss,
@@ -28,8 +29,12 @@ from cadloc.pretraining import (
     same_point,
     train,
 )
-from cadloc.pretraining_data import PoolConfig, render_building
+from cadloc.pretraining_config import Contrastive, PoolConfig
+from cadloc.pretraining_contrast import hardest
+from cadloc.pretraining_data import render_building
+from cadloc.pretraining_history import History
 from cadloc.pretraining_pairs import (
+    Grid,
     PooledBuilding,
     WarpedView,
     draw_batch,
@@ -37,6 +42,9 @@ from cadloc.pretraining_pairs import (
     overlapping_pairs,
     plain_views,
 )
+from cadloc.pretraining_twins import weathered_building
+from cadloc.pretraining_validation import ValidationSet
+from cadloc.scenes import training_building
 
 WIDTH, HEIGHT = 128, 96
 DISTANCE_M = 8.0
@@ -67,8 +75,9 @@ def wall(seed: int) -> PooledBuilding:
 
 TINY = PretrainingConfig(
     pool=PoolConfig(buildings=2, held_out=1, targets=1, views_per_target=2, width_px=96, height_px=64),
-    steps=8, pairs=2, pairs_per_building=1, matches=12, width_px=64, height_px=64, warm_up=1, checkpoint_every=3,
-    validation_pairs=2, learning_rate=3e-3,
+    method=Contrastive(pairs=2, pairs_per_building=1, matches=12),
+    steps=8, width_px=64, height_px=64, warm_up=1, checkpoint_every=3, validation_pairs=2, validate_every=4,
+    learning_rate=3e-3,
 )  # fmt: skip
 
 
@@ -157,9 +166,9 @@ def test_views_that_share_nothing_are_no_pair(walls: list[PooledBuilding]) -> No
 
 def test_training_lowers_the_loss(walls: list[PooledBuilding], tmp_path: Path) -> None:
     """On two walls a few steps suffice for the loss of pictures never drawn in training to fall."""
-    config = TINY.model_copy(update={"steps": 40, "pairs": 4})
-    trained, _ = train(walls, config, tmp_path)
-    pairs, owners = draw_batch(walls, (64, 64), 16, 4, 12, np.random.default_rng(99))
+    method = Contrastive(pairs=4, pairs_per_building=1, matches=12, hard_negatives=4)
+    trained, _ = train(walls, TINY.model_copy(update={"steps": 25, "method": method}), tmp_path)
+    pairs, owners = draw_batch(walls, (64, 64), 12, 4, 12, np.random.default_rng(99))
     before, after = (
         batch_loss(encoder.train(), pairs, owners, 0.07).item()
         for encoder in (SmallFeatures().initialised(TINY.seed), trained)
@@ -190,11 +199,12 @@ class Interrupted(Sequence[PooledBuilding]):
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(walls: list[PooledBuilding], tmp_path: Path) -> None:
     """Killed after its checkpoint and started again, training gives the same weights and losses, bit for bit."""
     whole, history = train(walls, TINY, tmp_path / "whole_run")
+    assert [row["step"] for row in history.rows] == list(range(1, 9))
     with pytest.raises(KeyboardInterrupt):
         train(Interrupted(walls, 10), TINY, tmp_path / "killed_run")
     assert (tmp_path / "killed_run" / "checkpoint.pt").exists()
     resumed, resumed_history = train(walls, TINY, tmp_path / "killed_run")
-    assert resumed_history == history
+    assert resumed_history == history == History.read(tmp_path / "killed_run" / "history.csv")
     states = whole.state_dict(), resumed.state_dict()
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
@@ -209,14 +219,28 @@ def test_a_view_matches_itself(walls: list[PooledBuilding]) -> None:
 
 def test_pretraining_renders_trains_and_leaves_an_encoder(tmp_path: Path) -> None:
     """From nothing but a configuration to weights with a card; done again it changes nothing, a rival is refused."""
-    card = pretrain(TINY, tmp_path)
+    pool = TINY.pool.model_copy(update={"views_per_target": 4, "appearances": 1})
+    config = TINY.model_copy(update={"pool": pool})
+    card = pretrain(config, tmp_path)
     assert SmallFeatures.from_file(tmp_path / "small.safetensors")
     assert card["training"]["config"]["steps"] == 8
+    assert set(card["validation"]) == {"same_appearance", "photo"}
+    rows = History.read(tmp_path / "history.csv").rows
+    assert [row["step"] for row in rows if "precision/photo" in row] == [4, 8]
+    assert rows[-1]["precision/photo"] == card["validation"]["photo"]
+    render, photograph = (
+        PooledBuilding.open(tmp_path / "pool" / f"{name}_0001") for name in ("building", "photographs")
+    )
+    both = (render.depths_m > 0) & (photograph.depths_m > 0)
+    assert both.sum() > 0.6 * (render.depths_m > 0).sum()
+    near = np.isclose(render.depths_m[both], photograph.depths_m[both], rtol=0.01)
+    assert near.mean() > 0.95
+    assert np.abs(render.images.astype(int) - photograph.images)[both].mean() > 10
     first = (tmp_path / "small.safetensors").read_bytes()
-    assert pretrain(TINY, tmp_path) == card
+    assert pretrain(config, tmp_path) == card
     assert (tmp_path / "small.safetensors").read_bytes() == first
     with pytest.raises(InputError, match="another configuration"):
-        pretrain(TINY.model_copy(update={"seed": 1}), tmp_path)
+        pretrain(config.model_copy(update={"seed": 1}), tmp_path)
 
 
 def test_a_rendered_building_is_posed_as_it_looks(tmp_path: Path) -> None:
@@ -231,3 +255,59 @@ def test_a_rendered_building_is_posed_as_it_looks(tmp_path: Path) -> None:
         assert len(match.cells_a) > 0.12 * 96
         distance_m = np.linalg.norm(match.points_cad - inverse(inverse(building.cad_from_cam[j]))[:3, 3], axis=1)
         assert distance_m.min() > 1
+
+
+def test_weathering_starts_from_the_materials_of_the_renders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A photographed building draws its finishes from the same stream, at the same place, as the rendered one."""
+
+    class Drawn(Exception):
+        pass
+
+    def finishes(rng: np.random.Generator, size_px: int) -> None:
+        raise Drawn(rng.random(), size_px)
+
+    monkeypatch.setattr("cadloc.scenes.training.random_finishes", finishes)
+    monkeypatch.setattr("cadloc.pretraining_twins.random_finishes", finishes)
+    with pytest.raises(Drawn) as rendered:
+        training_building(7, 1)
+    with pytest.raises(Drawn) as photographed:
+        weathered_building(7, 1)
+    assert rendered.value.args == photographed.value.args
+
+
+def test_hard_negatives_are_the_likest_cells_that_see_another_point() -> None:
+    """Of the other image's cells, those near in 3D and those of which nothing is known are never chosen."""
+    generator = np.random.default_rng(4)
+    rows, maps = torch.from_numpy(generator.normal(size=(6, 5))), torch.from_numpy(generator.normal(size=(2, 5, 2, 4)))
+    points, seen = generator.normal(size=(6, 3)), generator.normal(size=(2, 8, 3))
+    seen[0, 3] = points[1] + 0.1
+    seen[1, 2] = math.nan
+    usable = generator.random((2, 8)) < 0.8
+    reach_m = generator.uniform(0.2, 0.6, 6)
+    grids = [Grid(seen[pair], usable[pair]) for pair in range(2)]
+    found = hardest(rows, maps, torch.from_numpy(points), torch.from_numpy(reach_m), grids, (3, 2.0))
+    assert found is not None
+    for i in range(6):
+        cells = maps[i // 3].flatten(1).T.numpy()
+        cosines = cells @ rows[i].numpy() / np.linalg.norm(cells, axis=1) / np.linalg.norm(rows[i])
+        far = ~(np.linalg.norm(seen[i // 3] - points[i], axis=1) < 2 * reach_m[i])
+        np.testing.assert_allclose(found[i], np.sort(cosines[far & usable[i // 3]])[::-1][:3], atol=1e-9)
+
+
+def test_photographs_are_asked_about_with_their_own_renders(walls: list[PooledBuilding]) -> None:
+    """Against photographs that equal the renders, and the same views of them, precision is 1; sets repeat."""
+    itself = [replace(wall, pairs=np.array([[0, 0], [4, 4]]), appearance=np.zeros(5, int)) for wall in walls]
+    drawn = ValidationSet.drawn(itself, itself, 3, 0)
+    encoder = SmallFeatures().initialised(0).eval()
+    assert drawn.precision(encoder) == {"same_appearance": 1.0, "photo": 1.0}
+    assert [question.kind for question in drawn.questions].count("photo") == 3
+    again = ValidationSet.drawn(itself, itself, 3, 0)
+    assert all(np.array_equal(a.picture_a, b.picture_a) for a, b in zip(drawn.questions, again.questions, strict=True))
+
+
+def test_who_draws_the_data_changes_nothing(walls: list[PooledBuilding], tmp_path: Path) -> None:
+    """Processes that draw ahead give the losses that drawing in between gives."""
+    config = TINY.model_copy(update={"steps": 3})
+    _, here = train(walls, config, tmp_path / "here")
+    _, ahead = train(walls, config, tmp_path / "ahead", site=Site(loaders=1))
+    assert here.losses == ahead.losses

@@ -10,44 +10,21 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 
 from cadloc.cad import CadModel, model_from_meshes
-from cadloc.encoders.images import STRIDE
 from cadloc.geometry import Array, inverse, look_at, pinhole, transform_points
+from cadloc.pretraining_config import PoolConfig
 from cadloc.pretraining_pairs import PooledBuilding, overlapping_pairs
+from cadloc.pretraining_twins import photograph_building
 from cadloc.rendering import Light, Rendering, process_renderer
 from cadloc.scenes.training import training_building
-from cadloc.settings import Count, Seed, Settings
 
 _MIN_SEEN_SHARE = 0.4
 _MIN_DISTANCE_M = 3.0
 _TRIES = 12
-
-
-class PoolConfig(Settings):
-    """How many buildings are made up, and how many views of each are rendered."""
-
-    buildings: Annotated[int, Field(ge=2)] = 72
-    held_out: Count = 4
-    """Buildings, of those, that only validation sees."""
-    targets: Count = 5
-    """Points of a building that views gather about."""
-    views_per_target: Count = 4
-    appearances: Count = 2
-    width_px: Annotated[int, Field(ge=64, le=4096, multiple_of=STRIDE)] = 480
-    height_px: Annotated[int, Field(ge=64, le=4096, multiple_of=STRIDE)] = 360
-    seed: Seed = 0
-
-    @model_validator(mode="after")
-    def _some_to_learn_from(self) -> PoolConfig:
-        if self.held_out >= self.buildings:
-            raise ValueError(f"held_out = {self.held_out} of {self.buildings} buildings leaves none to learn from")
-        return self
 
 
 @dataclass(frozen=True)
@@ -61,21 +38,58 @@ class PooledView:
     appearance: int
 
 
-def render_pool(config: PoolConfig, directory: Path) -> tuple[list[Path], list[Path]]:
-    """Directories of the training and of the held-out buildings below `directory`; renders those that are missing."""
+@dataclass(frozen=True)
+class Pool:
+    """Where a pool lies: folders of the buildings to learn from, of those held out, and of the latter's photographs.
+
+    Photographs are paired with the held-out buildings by their order.
+    """
+
+    training: tuple[Path, ...]
+    held_out: tuple[Path, ...]
+    photographs: tuple[Path, ...]
+
+    @classmethod
+    def below(cls, directory: Path, config: PoolConfig) -> Pool:
+        """The pool's folders, rendered or not."""
+        places = tuple(directory / f"building_{index:04d}" for index in range(config.buildings))
+        first = config.buildings - config.held_out
+        photographs = tuple(directory / f"photographs_{index:04d}" for index in range(first, config.buildings))
+        return cls(places[:first], places[first:], photographs)
+
+    @property
+    def buildings(self) -> tuple[Path, ...]:
+        """Folders of all buildings, by index."""
+        return self.training + self.held_out
+
+    def has(self, index: int) -> bool:
+        """Whether all of building `index` is rendered."""
+        held_out = index - len(self.training)
+        return self.buildings[index].is_dir() and (held_out < 0 or self.photographs[held_out].is_dir())
+
+
+def render_pool(config: PoolConfig, directory: Path) -> Pool:
+    """The pool below `directory`; renders what is missing of it."""
     directory.mkdir(parents=True, exist_ok=True)
-    places = [directory / f"building_{index:04d}" for index in range(config.buildings)]
-    for index, place in enumerate(places):
-        if not place.is_dir():
-            render_building(config, index, place)
-    training = config.buildings - config.held_out
-    return places[:training], places[training:]
+    pool = Pool.below(directory, config)
+    for index in range(config.buildings):
+        render_piece(config, pool, index)
+    return pool
+
+
+def render_piece(config: PoolConfig, pool: Pool, index: int) -> None:
+    """Renders what is missing of building `index`: its views, and its photographs where it is held out."""
+    if not pool.buildings[index].is_dir():
+        render_building(config, index, pool.buildings[index])
+    held_out = index - len(pool.training)
+    if held_out >= 0 and not pool.photographs[held_out].is_dir():
+        photograph_building(config, index, pool.buildings[index], pool.photographs[held_out])
 
 
 def render_building(config: PoolConfig, index: int, directory: Path) -> None:
     """Renders building `index` of the pool into `directory`, all or nothing."""
     models = [
-        model_from_meshes(training_building(_building_seed(config, index), appearance), f"building_{index}")
+        model_from_meshes(training_building(config.building_seed(index), appearance), f"building_{index}")
         for appearance in range(config.appearances)
     ]
     generator = np.random.default_rng([config.seed, index, 1])
@@ -85,10 +99,6 @@ def render_building(config: PoolConfig, index: int, directory: Path) -> None:
     aside.mkdir(parents=True)
     _store(views, aside)
     aside.replace(directory)
-
-
-def _building_seed(config: PoolConfig, index: int) -> int:
-    return 1_000 * config.seed + index
 
 
 def _views_of_target(

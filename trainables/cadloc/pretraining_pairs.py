@@ -77,6 +77,15 @@ class Cells:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """All cells of one image: the points (cells, 3) they see, NaN where that is the sky or unknown, and which of
+    them are `usable` (cells,): those of which one of the two is known."""
+
+    points_cad: Array
+    usable: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
 class Pair:
     """Two pictures (H, W, 3) uint8, their matches, and other cells of each to tell the matches from."""
 
@@ -85,6 +94,8 @@ class Pair:
     match: Match
     others_a: Cells
     others_b: Cells
+    grid_a: Grid
+    grid_b: Grid
 
 
 @dataclass(frozen=True)
@@ -172,7 +183,7 @@ def draw_pair(
     plain = [views[i] for i in building.pairs[generator.integers(len(building.pairs))]]
     common = match_cells(*plain)
     focus_cad = common.points_cad[generator.integers(len(common.points_cad))]
-    a, b = (_drawn_about(view, focus_cad, size_px, generator) for view in plain)
+    a, b = (drawn_about(view, focus_cad, size_px, generator) for view in plain)
     (shown_a, sky_a), (shown_b, sky_b) = a.image(), b.image()
     image_a, hidden_a = photographed(shown_a, sky_a, generator)
     image_b, hidden_b = photographed(shown_b, sky_b, generator)
@@ -180,8 +191,9 @@ def draw_pair(
     if len(match.cells_a) < matches:
         return None
     kept = _subset(match, generator.choice(len(match.cells_a), matches, replace=False))
-    others_a, others_b = (_others(view, sky_, matches, generator) for view, sky_ in ((a, sky_a), (b, sky_b)))
-    return Pair(image_a, image_b, kept, others_a, others_b)
+    grid_a, grid_b = _grid(a, sky_a), _grid(b, sky_b)
+    others_a, others_b = (_others(grid, matches, generator) for grid in (grid_a, grid_b))
+    return Pair(image_a, image_b, kept, others_a, others_b, grid_a, grid_b)
 
 
 def plain_views(building: PooledBuilding) -> list[WarpedView]:
@@ -218,7 +230,7 @@ def draw_batch(
     return drawn, np.array(owners)
 
 
-def _drawn_about(
+def drawn_about(
     view: WarpedView, focus_cad: Array, size_px: tuple[int, int], generator: np.random.Generator
 ) -> WarpedView:
     """The view scaled by 0.8 to 1.25, turned by up to 10°, cropped so that the focus lands near the middle."""
@@ -244,11 +256,14 @@ def _subset(match: Match, kept: NDArray[np.int_]) -> Match:
     return Match(match.cells_a[kept], match.pixels_b[kept], match.points_cad[kept], match.reach_m[kept])
 
 
-def _others(view: WarpedView, sky_where: NDArray[np.bool_], count: int, generator: np.random.Generator) -> Cells:
-    """`count` random cells (with repetition) that see a known point or plain sky."""
+def _grid(view: WarpedView, sky_where: NDArray[np.bool_]) -> Grid:
     pixels = grid_of(view)
     points_cad, depth_m = points_of(view, pixels)
     column, row = pixels.astype(int).T
-    usable = np.flatnonzero(np.isfinite(depth_m) | sky_where[row, column])
-    chosen = generator.choice(usable, count)
-    return Cells(chosen, points_cad[chosen])
+    return Grid(points_cad, np.isfinite(depth_m) | sky_where[row, column])
+
+
+def _others(grid: Grid, count: int, generator: np.random.Generator) -> Cells:
+    """`count` random cells (with repetition) that see a known point or plain sky."""
+    chosen = generator.choice(np.flatnonzero(grid.usable), count)
+    return Cells(chosen, grid.points_cad[chosen])

@@ -1,0 +1,149 @@
+"""Processes that share one step of pre-training: each takes a part of the batch, all take the same step.
+
+Nothing of the result but rounding depends on their number: losses see the features of the whole batch, batch
+normalisation its statistics, and every process the mean gradient. Works over any backend of `torch.distributed`
+(gloo on CPUs, nccl on GPUs); one all-reduce per step carries the gradients, 3 MB for the `small` encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from cadloc.contract import Fault, InputError
+
+
+@dataclass(frozen=True)
+class Workers:
+    """This process's `rank` among `size` that were joined by `torch.distributed`; alone it needs none."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def joined(cls) -> Workers:
+        """The processes of the default group of `torch.distributed`, which must be initialised."""
+        return cls(distributed.get_rank(), distributed.get_world_size())
+
+    def share(self, items: int, what: str) -> range:
+        """This worker's part of `items` slots. Raises InputError where they do not divide evenly."""
+        if items % self.size:
+            allowed = f"a multiple of the {self.size} workers"
+            raise InputError(Fault("configuration", what, str(items), allowed, "change one of the two"))
+        part = items // self.size
+        return range(self.rank * part, (self.rank + 1) * part)
+
+    def gathered(self, rows: Tensor) -> Tensor:
+        """Rows (N, ...) of all workers, in order of rank, (size · N, ...); every worker must have as many.
+
+        Gradients flow back: the sum over the workers' losses, for the rows that are this worker's.
+        """
+        if self.size == 1:
+            return rows
+        whole: Tensor = _Gathered.apply(rows, self)  # type: ignore[no-untyped-call]
+        return whole
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Elementwise mean over the workers, with gradients (the mean over the workers' losses' gradients)."""
+        if self.size == 1:
+            return values
+        mean: Tensor = _Mean.apply(values, self.size)  # type: ignore[no-untyped-call]
+        return mean
+
+    @torch.no_grad()
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Gives every worker the mean of all workers' gradients; where one has none, it counts as zero."""
+        if self.size == 1:
+            return
+        listed = list(parameters)
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in listed])
+        distributed.all_reduce(flat)
+        flat /= self.size
+        for parameter, mean in zip(listed, torch.split(flat, [p.numel() for p in listed]), strict=True):
+            parameter.grad = mean.view_as(parameter).clone()
+
+    def wait(self) -> None:
+        """Until all workers have come here."""
+        if self.size > 1:
+            distributed.barrier()
+
+
+ALONE = Workers()
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, workers: Workers) -> Tensor:
+        ctx.own = slice(workers.rank * len(rows), (workers.rank + 1) * len(rows))
+        parts = [torch.empty_like(rows) for _ in range(workers.size)]
+        distributed.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        return total[ctx.own], None
+
+
+class _Mean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, size: int) -> Tensor:
+        ctx.size = size
+        total = values.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        return total / size
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        return total / ctx.size, None
+
+
+class SharedBatchNorm(nn.BatchNorm2d):
+    """Batch normalisation over the parts of all workers, which must be of one size.
+
+    `torch.nn.SyncBatchNorm` does the same for GPUs only.
+    """
+
+    def __init__(self, own: nn.BatchNorm2d, workers: Workers) -> None:
+        super().__init__(own.num_features, own.eps, own.momentum, own.affine, own.track_running_stats)
+        self.load_state_dict(own.state_dict())
+        self._workers = workers
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalised (B, C, H, W); in training with the statistics of all workers' batches."""
+        if not self.training:
+            return super().forward(input)
+        mean = self._workers.mean(input.mean((0, 2, 3)))
+        centred = input - mean[:, None, None]
+        variance = self._workers.mean(centred.square().mean((0, 2, 3)))
+        self._remember(mean.detach(), variance.detach(), input.numel() // self.num_features * self._workers.size)
+        normalised = centred * (variance + self.eps).rsqrt()[:, None, None]
+        if self.affine:
+            normalised = normalised * self.weight[:, None, None] + self.bias[:, None, None]
+        return normalised
+
+    def _remember(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.momentum is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * (count / max(count - 1, 1)), self.momentum)
+
+
+def share_batch_norms(module: nn.Module, workers: Workers) -> None:
+    """Replaces every batch normalisation below `module` by one over all workers; alone nothing changes."""
+    if workers.size == 1:
+        return
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(parent, name, SharedBatchNorm(child, workers))
