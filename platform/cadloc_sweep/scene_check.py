@@ -195,15 +195,12 @@ def _place_warnings(checks: Sequence[PhotoCheck]) -> Iterator[str]:
 
 
 def _diagnosis(config: PhotosConfig, reconstruction: Reconstruction, model: CadModel) -> Diagnosis:
-    from cadloc.pose_conventions import GivenPhoto, diagnose, evenly
+    from cadloc.datasets.posed_images import open_posed
+    from cadloc.pose_conventions import diagnose, evenly
     from cadloc.registration import rec_from_cad
-    from cadloc.registration_check import opened
     from cadloc.rendering import process_renderer
 
-    given = [
-        GivenPhoto(photo.name, *opened(photo, SHORT_SIDE_PX), photo.cam_from_rec)
-        for photo in evenly(reconstruction.photos, 80)
-    ]
+    given = [open_posed(photo, SHORT_SIDE_PX) for photo in evenly(reconstruction.photos, 80)]
     return diagnose(given, model, rec_from_cad(config, model), process_renderer("gl"))
 
 

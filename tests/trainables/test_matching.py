@@ -213,7 +213,8 @@ def test_refinement_brings_the_pose_closer(gate: CadModel, tmp_path: Path) -> No
 
     def found(refinements: int) -> NDArray[np.float64]:
         matching = MatchingConfig(refinements=refinements, max_iterations=3000)
-        config = TrialConfig(scene=SceneConfig(name="gate", built_in=True), matching=matching)
+        scene = SceneConfig(name="gate", built_in=True)
+        config = TrialConfig(scene=scene, trainable="render_and_match", matching=matching)
         database = Database.of(config, Dataset.open(tmp_path / "scene").views("mapping"))
         answer = Localizer(config, database, gate, process_renderer("gl")).localize(query, K)
         assert answer.estimate.cad_from_cam is not None

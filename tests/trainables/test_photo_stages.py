@@ -24,7 +24,8 @@ from cadloc.contract import InputError, StageSpec, content_digest
 from cadloc.datasets.ace_layout import Dataset
 from cadloc.datasets.colmap import colmap_camera
 from cadloc.datasets.gt_poses import jittered
-from cadloc.datasets.photos import at_scale, view_names
+from cadloc.datasets.photos import view_names
+from cadloc.datasets.posed_images import at_scale
 from cadloc.datasets.reconstruction import Camera, Photo
 from cadloc.datasets.undistortion import undistorted
 from cadloc.geometry import Similarity, inverse, look_at, pinhole, project, rotation_error_deg, translation_error_m

@@ -13,10 +13,11 @@ import trimesh
 from PIL import Image, ImageOps
 
 from cadloc.cad import CadModel, model_from_meshes
+from cadloc.datasets.posed_images import PosedImage
 from cadloc.datasets.reconstruction import Camera, Photo, Reconstruction, SparsePoints
 from cadloc.geometry import Array, Similarity, inverse, look_at, pinhole, project, transform_points
 from cadloc.pair_agreement import agreement
-from cadloc.pose_conventions import GivenPhoto, diagnose
+from cadloc.pose_conventions import diagnose
 from cadloc.registration_check import held_up, reprojection_medians_px, up_axis_of_cameras
 from cadloc.rendering import Light, Renderer
 from cadloc.scene_config import CadConfig
@@ -55,7 +56,7 @@ def renderer() -> Renderer:
 
 
 @pytest.fixture(scope="module")
-def photos(model: CadModel, renderer: Renderer) -> tuple[GivenPhoto, ...]:
+def photos(model: CadModel, renderer: Renderer) -> tuple[PosedImage, ...]:
     """Two photos of the building from the front, in another light and exposure, posed in a frame of their own."""
     K = pinhole(WIDTH_PX, HEIGHT_PX, 60)
     made = []
@@ -66,11 +67,11 @@ def photos(model: CadModel, renderer: Renderer) -> tuple[GivenPhoto, ...]:
         scenery = cv2.GaussianBlur(np.random.default_rng(index).normal(170, 60, seen.image.shape), (0, 0), 4)
         image = np.where(seen.mask[..., None], seen.image, scenery.clip(0, 255)).astype(np.uint8)
         pose = inverse(REC_FROM_CAD.transform_pose(cad_from_cam))
-        made.append(GivenPhoto(f"{index}.jpg", image, K, pose))
+        made.append(PosedImage(f"{index}.jpg", image, K, pose))
     return tuple(made)
 
 
-def posed(photos: Sequence[GivenPhoto], change: Callable[[Array], Array]) -> list[GivenPhoto]:
+def posed(photos: Sequence[PosedImage], change: Callable[[Array], Array]) -> list[PosedImage]:
     return [replace(photo, cam_from_rec=change(photo.cam_from_rec)) for photo in photos]
 
 
@@ -98,7 +99,7 @@ REGISTRATIONS: dict[str, Callable[[Similarity], Array]] = {
 }
 
 
-def test_what_fits_is_fine(model: CadModel, photos: tuple[GivenPhoto, ...], renderer: Renderer) -> None:
+def test_what_fits_is_fine(model: CadModel, photos: tuple[PosedImage, ...], renderer: Renderer) -> None:
     """Right poses and a right registration are found to be fine."""
     found = diagnose(photos, model, REC_FROM_CAD, renderer)
     assert (found.verdict, found.fault) == ("fine", "")
@@ -106,7 +107,7 @@ def test_what_fits_is_fine(model: CadModel, photos: tuple[GivenPhoto, ...], rend
 
 @pytest.mark.parametrize("fault", POSES)
 def test_a_mistake_in_the_poses_is_named(
-    fault: str, model: CadModel, photos: tuple[GivenPhoto, ...], renderer: Renderer
+    fault: str, model: CadModel, photos: tuple[PosedImage, ...], renderer: Renderer
 ) -> None:
     """Poses in another convention or unit are recognised by the renders that fit once it is undone."""
     found = diagnose(posed(photos, POSES[fault]), model, REC_FROM_CAD, renderer)
@@ -117,7 +118,7 @@ def test_a_mistake_in_the_poses_is_named(
 
 @pytest.mark.parametrize("fault", REGISTRATIONS)
 def test_a_mistake_in_the_registration_is_named(
-    fault: str, model: CadModel, photos: tuple[GivenPhoto, ...], renderer: Renderer
+    fault: str, model: CadModel, photos: tuple[PosedImage, ...], renderer: Renderer
 ) -> None:
     """A registration the wrong way round, in another unit or for other axes is recognised the same way."""
     wrong = Similarity.from_matrix(REGISTRATIONS[fault](REC_FROM_CAD))
@@ -126,7 +127,7 @@ def test_a_mistake_in_the_registration_is_named(
     assert found.fault.startswith(fault)
 
 
-def test_a_mirrored_model_is_named(model: CadModel, photos: tuple[GivenPhoto, ...], renderer: Renderer) -> None:
+def test_a_mirrored_model_is_named(model: CadModel, photos: tuple[PosedImage, ...], renderer: Renderer) -> None:
     """No rotation makes a mirrored CAD fit; a mirror does, and is named."""
     mesh = building()
     mesh.apply_transform(np.diag([-1.0, 1.0, 1.0, 1.0]))
@@ -135,7 +136,7 @@ def test_a_mirrored_model_is_named(model: CadModel, photos: tuple[GivenPhoto, ..
     assert found.fault.startswith("the CAD's axes look mirrored: (-x, y, z)")
 
 
-def test_shuffled_names_are_named(model: CadModel, photos: tuple[GivenPhoto, ...], renderer: Renderer) -> None:
+def test_shuffled_names_are_named(model: CadModel, photos: tuple[PosedImage, ...], renderer: Renderer) -> None:
     """Photos that fit each other's poses better than their own have their names shuffled."""
     shuffled = [replace(photo, cam_from_rec=photos[1 - index].cam_from_rec) for index, photo in enumerate(photos)]
     found = diagnose(shuffled, model, REC_FROM_CAD, renderer)
@@ -143,14 +144,14 @@ def test_shuffled_names_are_named(model: CadModel, photos: tuple[GivenPhoto, ...
     assert found.fault.startswith("names look shuffled")
 
 
-def test_a_fault_without_a_name_is_unclear(model: CadModel, photos: tuple[GivenPhoto, ...], renderer: Renderer) -> None:
+def test_a_fault_without_a_name_is_unclear(model: CadModel, photos: tuple[PosedImage, ...], renderer: Renderer) -> None:
     """A registration that is off by half a building is no usual mistake, and none is made up."""
     off = REC_FROM_CAD @ Similarity(1.0, np.eye(3), np.array([5.0, 0.0, 4.0]))
     found = diagnose(photos, model, off, renderer)
     assert found.verdict == "unclear"
 
 
-def test_agreement_tells_the_same_place_from_another(photos: tuple[GivenPhoto, ...]) -> None:
+def test_agreement_tells_the_same_place_from_another(photos: tuple[PosedImage, ...]) -> None:
     """A picture agrees with itself under another gamma, and not with its mirror image."""
     image, everywhere = photos[0].image, np.ones((HEIGHT_PX, WIDTH_PX), bool)
     darker = (255 * (image / 255.0) ** 1.6).astype(np.uint8)

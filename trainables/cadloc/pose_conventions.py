@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cadloc.cad import CadModel
+from cadloc.datasets.posed_images import PosedImage
 from cadloc.geometry import Array, Similarity, inverse, project, transform_points
 from cadloc.pair_agreement import agreement
 from cadloc.pair_offsets import measure_offset
@@ -44,16 +45,6 @@ _FACTORS = {
 
 Verdict: TypeAlias = Literal["fine", "fault", "unclear"]
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True, eq=False)
-class GivenPhoto:
-    """An undistorted photo (H, W, 3) uint8 RGB, its intrinsics (3, 3) and pose `cam_from_rec` (4, 4) as given."""
-
-    name: str
-    image: NDArray[np.uint8]
-    intrinsics: Array
-    cam_from_rec: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +90,7 @@ class Diagnosis:
 
 
 def diagnose(
-    photos: Sequence[GivenPhoto], model: CadModel, rec_from_cad: Similarity, renderer: ViewRenderer
+    photos: Sequence[PosedImage], model: CadModel, rec_from_cad: Similarity, renderer: ViewRenderer
 ) -> Diagnosis:
     """Compares what photos and CAD show, as given and with each usual mistake undone. Needs at least one photo.
 
@@ -179,7 +170,7 @@ def _changes() -> Iterator[tuple[str, Array]]:
 class _Bench:
     """The photos at two sizes, and the model to be rendered over them."""
 
-    def __init__(self, photos: Sequence[GivenPhoto], model: CadModel, renderer: ViewRenderer) -> None:
+    def __init__(self, photos: Sequence[PosedImage], model: CadModel, renderer: ViewRenderer) -> None:
         self._small = [_resized(photo, _GLANCE_PX) for photo in photos]
         self._large = [_resized(photo, _LOOK_PX) for photo in photos]
         self._model, self._renderer = model, renderer
@@ -195,7 +186,7 @@ class _Bench:
         for hypothesis in hypotheses:
             yield self.look(hypothesis), hypothesis.remedy
 
-    def _evidence(self, fault: str, places: Sequence[tuple[GivenPhoto, Array]]) -> Evidence:
+    def _evidence(self, fault: str, places: Sequence[tuple[PosedImage, Array]]) -> Evidence:
         pairs = [(photo.image, *self._render(photo, pose)) for photo, pose in places]
         matches = [measure_offset(*pair, _LOOK_SHARE).matches for pair in pairs]
         agreements = [agreement(*pair) for pair in pairs]
@@ -224,11 +215,11 @@ class _Bench:
             fault = "names look shuffled: photos fit other photos' poses"
             yield self._evidence(fault, list(zip(self._large, cam_from_cad[fitting], strict=True))), _PAIR_BY_NAME
 
-    def _agreement(self, photo: GivenPhoto, cam_from_cad: Array) -> float:
+    def _agreement(self, photo: PosedImage, cam_from_cad: Array) -> float:
         image, mask = self._render(photo, cam_from_cad)
         return agreement(photo.image, image, mask) * float(np.sqrt(mask.mean()))
 
-    def _render(self, photo: GivenPhoto, cam_from_cad: Array) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    def _render(self, photo: PosedImage, cam_from_cad: Array) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Image and mask; a mirrored world is what a mirrored camera sees, the picture turned left to right."""
         pose, K = _normalised(cam_from_cad), photo.intrinsics.copy()
         height, width = photo.image.shape[:2]
@@ -238,7 +229,7 @@ class _Bench:
         seen = self._renderer.render(self._model, inverse(pose), K, width, height, Light())
         return (seen.image[:, ::-1], seen.mask[:, ::-1]) if mirrored else (seen.image, seen.mask)
 
-    def _covered(self, photo: GivenPhoto, cam_from_cad: Array) -> float:
+    def _covered(self, photo: PosedImage, cam_from_cad: Array) -> float:
         """Share of a 12 × 12 raster of the image that surface points fall into."""
         height, width = photo.image.shape[:2]
         raster = project(transform_points(cam_from_cad, self._points), photo.intrinsics) / (width, height) * 12
@@ -254,13 +245,13 @@ def _normalised(cam_from_cad: Array) -> Array:
     return normalised
 
 
-def _resized(photo: GivenPhoto, short_px: int) -> GivenPhoto:
+def _resized(photo: PosedImage, short_px: int) -> PosedImage:
     height, width = photo.image.shape[:2]
     share = min(1.0, short_px / min(height, width))
     size = (round(width * share), round(height * share))
     image = np.asarray(cv2.resize(photo.image, size, interpolation=cv2.INTER_AREA), np.uint8)
     K = np.diag([size[0] / width, size[1] / height, 1.0]) @ photo.intrinsics
-    return GivenPhoto(photo.name, image, K, photo.cam_from_rec)
+    return PosedImage(photo.name, image, K, photo.cam_from_rec)
 
 
 def _surface_points(model: CadModel) -> Array:

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from cadloc.cad import CadModel
 from cadloc.cad_reading import Z_FROM_UP
-from cadloc.contract import Fault, InputError
 from cadloc.datasets.colmap import colmap_camera
-from cadloc.datasets.photos import PosedPhoto, at_scale
+from cadloc.datasets.photos import PosedPhoto
+from cadloc.datasets.posed_images import opened
 from cadloc.datasets.reconstruction import Photo, Reconstruction, SparsePoints
-from cadloc.datasets.undistortion import undistorted
 from cadloc.geometry import Array, inverse, transform_points
 from cadloc.pair_offsets import SEARCH_SHARE, measure_offset
 from cadloc.rendering import Light, ViewRenderer, depth_m
@@ -85,14 +83,6 @@ def check_photo(posed: PosedPhoto, model: CadModel, short_side_px: int, renderer
         height_m=float(posed.cad_from_cam[2, 3] - model.ground_height_m),
         close_share=float((seen.mask & (depths < _CLOSE_SHARE * model.diameter_m)).mean()),
     )
-
-
-def opened(photo: Photo, short_side_px: int) -> tuple[NDArray[np.uint8], Array]:
-    """Pixels (H, W, 3) RGB without lens distortion at that size, and intrinsics (3, 3). InputError: unreadable."""
-    image = cv2.imread(str(photo.image_path), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:
-        raise InputError(Fault(str(photo.image_path), "photos.images", "an unreadable image", "a JPEG or PNG image"))
-    return at_scale(*undistorted(np.asarray(image, np.uint8), photo.camera), short_side_px)
 
 
 def held_up(photo: Photo) -> Array:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from cadloc.alignment.photo_fit import PhotoFit, refine_by_matches
 from cadloc.alignment.picks import Picks, read_picks
 from cadloc.alignment.point_pairs import PairFit, similarity_from_pairs
-from cadloc.alignment.posed_images import PosedImage, open_posed
 from cadloc.alignment.report import AlignmentReport
 from cadloc.alignment.scene import Evidence, align, evidence_of
 from cadloc.alignment.surface_fit import SurfaceFit, SurfaceIndex, align_points
+from cadloc.datasets.posed_images import PosedImage, open_posed
 
 __all__ = [
     "AlignmentReport",

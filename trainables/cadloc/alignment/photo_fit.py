@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from cadloc.alignment.conditioning import UNKNOWNS, Conditioning, Motion, TooFewMeasurements, stretch_ratio
-from cadloc.alignment.posed_images import PosedImage
 from cadloc.cad import CadModel
+from cadloc.datasets.posed_images import PosedImage
 from cadloc.geometry import Array, Similarity, project, transform_points
 from cadloc.pair_offsets import FEWEST_MATCHES, measure_offset
 from cadloc.registration import posed_in_cad

@@ -12,11 +12,11 @@ from cadloc.alignment.conditioning import Change, TooFewMeasurements
 from cadloc.alignment.photo_fit import refine_by_matches
 from cadloc.alignment.picks import Picks
 from cadloc.alignment.point_pairs import PairFit, similarity_from_pairs
-from cadloc.alignment.posed_images import open_posed
 from cadloc.alignment.report import AlignmentReport
 from cadloc.alignment.surface_fit import FEWEST_POINTS, SurfaceFit, align_points
 from cadloc.cad import CadModel
 from cadloc.contract import Fault, InputError
+from cadloc.datasets.posed_images import open_posed
 from cadloc.datasets.reconstruction import Photo, Reconstruction, SparsePoints
 from cadloc.datasets.splitting import assign_splits
 from cadloc.geometry import Array, Similarity, transform_points

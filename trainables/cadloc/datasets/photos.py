@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,10 +19,10 @@ from cadloc.cad import CadModel
 from cadloc.catalog import STAGES
 from cadloc.contract import Fault, InputError, Json, canonical, identity
 from cadloc.datasets.ace_layout import Split, depth_step_m, farthest_m, write_card, write_view
+from cadloc.datasets.posed_images import opened
 from cadloc.datasets.reading import read_reconstruction
 from cadloc.datasets.reconstruction import Photo, Reconstruction
 from cadloc.datasets.splitting import assign_splits
-from cadloc.datasets.undistortion import undistorted
 from cadloc.geometry import Array
 from cadloc.registration import posed_in_cad, rec_from_cad
 from cadloc.rendering import Light, depth_m, process_renderer
@@ -63,7 +62,7 @@ def build_chunk(config: Mapping[str, Json], inputs: Mapping[str, Path], director
     group = job.photos[chunk * PHOTOS_PER_CHUNK : (chunk + 1) * PHOTOS_PER_CHUNK]
     renderer = process_renderer(config["backend"])
     for posed in group:
-        image, intrinsics = at_scale(*_opened(posed.photo), job.short_side_px)
+        image, intrinsics = opened(posed.photo, job.short_side_px)
         size = (image.shape[1], image.shape[0])
         render = renderer.render(job.model, posed.cad_from_cam, intrinsics, *size, Light())
         depth = within(depth_m(render, posed.cad_from_cam), job.scene.depth_range_m)
@@ -128,34 +127,12 @@ def view_names(photos: tuple[Photo, ...], source: str) -> dict[str, str]:
     return names
 
 
-def at_scale(image: NDArray[np.uint8], intrinsics: Array, short_side_px: int) -> tuple[NDArray[np.uint8], Array]:
-    """The image (H, W, 3) with its short side at `short_side_px`, and the intrinsics (3, 3) of that.
-
-    Features know one scale only. Each side is scaled by its own factor, as whole pixels change their ratio.
-    """
-    scale = short_side_px / min(image.shape[:2])
-    width_px, height_px = (round(side * scale) for side in image.shape[1::-1])
-    if (height_px, width_px) == image.shape[:2]:
-        return image, intrinsics
-    resized = cv2.resize(image, (width_px, height_px), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    factors = np.array([width_px / image.shape[1], height_px / image.shape[0], 1.0])
-    return np.asarray(resized, np.uint8), factors[:, None] * intrinsics
-
-
 def within(depths_m: NDArray[np.float32], range_m: tuple[float, float] | None) -> NDArray[np.float32]:
     """Depths (H, W) with those outside the range set to 0, unknown."""
     if range_m is None:
         return depths_m
     known = (depths_m >= range_m[0]) & (depths_m <= range_m[1])
     return np.where(known, depths_m, np.float32(0))
-
-
-def _opened(photo: Photo) -> tuple[NDArray[np.uint8], Array]:
-    """The photo's pixels and intrinsics without lens distortion."""
-    image = cv2.imread(str(photo.image_path), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:
-        raise InputError(Fault(str(photo.image_path), "photos.images", "an unreadable image", "a JPEG or PNG image"))
-    return undistorted(np.asarray(image, np.uint8), photo.camera)
 
 
 def _job(config: Mapping[str, Json]) -> _Job:
