@@ -16,7 +16,7 @@ def report_cad(path: Path, units: str | None, up: str) -> dict[str, Json]:
     """What `cadloc.cad.inspect_cad` found, as JSON. Raises InputError, also for units or an axis that do not exist."""
     from cadloc.cad import inspect_cad
 
-    given = {"path": str(path), "up": up, "units": _number_or_word(units)}
+    given = {"path": str(path), "up": up, "units": number_or_word(units)}
     found = asdict(inspect_cad(validate(CadConfig, Document("the command line", given))))
     return {key: value.tolist() if hasattr(value, "tolist") else value for key, value in found.items()}
 
@@ -38,7 +38,8 @@ def report_lines(found: Mapping[str, Json]) -> Iterator[str]:
     yield from (f"warning     {warning}" for warning in found["warnings"])
 
 
-def _number_or_word(units: str | None) -> Json:
+def number_or_word(units: str | None) -> Json:
+    """A unit from the command line: metres per unit as a number, or a word that the settings themselves judge."""
     try:
         return None if units is None else float(units)
     except ValueError:

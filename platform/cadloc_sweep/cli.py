@@ -139,6 +139,8 @@ def report(
         return
     texts = {ReportFormat.json: tables.as_json, ReportFormat.csv: tables.as_csv, ReportFormat.md: tables.as_markdown}
     print(texts[format_](results).rstrip("\n"))
+    if format_ is ReportFormat.md:
+        _print_matrix(results, directory.resolve())
 
 
 @app.command()
@@ -298,6 +300,15 @@ def _unexpected(kind: type[BaseException], error: BaseException, trace: Tracebac
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         traceback.print_exception(kind, error, trace, file=file)
     print(f"internal error: {kind.__name__}: {error}; the traceback is in {path}", file=sys.stderr)
+
+
+def _print_matrix(results: SweepResults, directory: Path) -> None:
+    from cadloc_sweep.report.domain_matrix import count_queries, has_matrix, matrix_markdown
+    from cadloc_sweep.trials import SweepPaths
+
+    if has_matrix(results):
+        counts = count_queries(SweepPaths(directory.parent, directory.name), results)
+        print("\n" + matrix_markdown(results, queries=counts).rstrip("\n"))
 
 
 def _draw_matrix(results: SweepResults, directory: Path, path: Path) -> None:

@@ -79,16 +79,20 @@ def align(
 
 @scene_app.command()
 def export(
-    scene: SceneName,
+    scene: Annotated[str, typer.Argument(help="A scene file, or a dataset that `render` wrote.", metavar="SCENE")],
     to: Annotated[Path, typer.Option(help="New folder.")],
     format_: Annotated[str, typer.Option("--format", help="colmap, colmap_text or ace.")] = "colmap",
     settings: Settings = None,
 ) -> None:
-    """Write the photos, posed in the CAD's frame, for hloc, nerfstudio, COLMAP or ACE."""
-    from cadloc_sweep.scene_export import export_scene
+    """Write photos or views, posed in the CAD's frame, for hloc, nerfstudio, COLMAP or ACE."""
+    from cadloc_sweep.scene_export import export_dataset, export_scene
     from cadloc_sweep.scene_files import load_scene
 
-    for line in export_scene(load_scene(scene, settings or ()), to, format_):
+    if Path(scene).is_dir():
+        lines = export_dataset(Path(scene), to, format_)
+    else:
+        lines = export_scene(load_scene(scene, settings or ()), to, format_)
+    for line in lines:
         print(line)
 
 

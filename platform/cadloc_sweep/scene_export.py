@@ -46,6 +46,21 @@ def export_scene(scene: SceneConfig, to: Path, format: str) -> list[str]:
     ]
 
 
+def export_dataset(dataset: Path, to: Path, format: str) -> list[str]:
+    """Writes a dataset in the ACE layout, rendered or not, as a COLMAP model with its images; lines that say so.
+
+    Raises InputError for a folder that is no dataset, and for the format `ace`, which it has already.
+    """
+    if format not in EXPORT_FORMATS or format == "ace":
+        raise InputError(Fault("--format", "format", repr(format), "for a dataset: colmap, colmap_text"))
+    from cadloc.datasets.ace_layout import Dataset
+    from cadloc.datasets.exporting import export_colmap
+
+    opened = Dataset.open(dataset)
+    export_colmap(to, opened, text=format == "colmap_text")
+    return [f"{to}: {', '.join(f'{len(opened.views(split))} {split}' for split in opened.splits)} views"]
+
+
 def _photos(scene: SceneConfig, format: str) -> PhotosConfig:
     faults = []
     if format not in EXPORT_FORMATS:

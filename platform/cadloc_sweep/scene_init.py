@@ -12,6 +12,7 @@ from cadloc.contract import Fault, InputError
 from cadloc.documents import Document
 from cadloc.faults import validate
 from cadloc.scene_config import CadConfig, PhotosConfig
+from cadloc_sweep.cad_report import number_or_word
 from cadloc_sweep.durable_files import write_aside
 
 CAD_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off", ".3mf", ".dae")
@@ -140,20 +141,12 @@ def _units(cad: Path, stated: str | None) -> tuple[str, str]:
     from cadloc.cad import inspect_cad
 
     if stated is not None:
-        config = {"path": str(cad), "up": "z", "units": _number_or_word(stated)}
+        config = {"path": str(cad), "up": "z", "units": number_or_word(stated)}
         validate(CadConfig, Document("--units", config))
         return stated, ""
     unit, source = inspect_cad(CadConfig(path=str(cad), up="z")).units.rsplit(" (", 1)
     word = unit.removesuffix(" m") if " " in unit else unit
     return word, "  # guessed from its size: correct it" if source == "guess)" else "  # the file says so"
-
-
-def _number_or_word(units: str) -> float | str:
-    """Words, and what looks like a number and is none, are left to the settings' own check."""
-    try:
-        return float(units)
-    except ValueError:
-        return units
 
 
 def _up(found: _Found, stated: str | None, units: str) -> tuple[str, str]:
@@ -165,7 +158,7 @@ def _up(found: _Found, stated: str | None, units: str) -> tuple[str, str]:
     from cadloc.registration import posed_in_cad, rec_from_cad
     from cadloc.registration_check import held_up, up_axis_of_cameras
 
-    config = {"path": str(found.cad), "up": stated or "z", "units": _number_or_word(units)}
+    config = {"path": str(found.cad), "up": stated or "z", "units": number_or_word(units)}
     cad = validate(CadConfig, Document("--up", config))
     photos = PhotosConfig(
         images=str(found.images),

@@ -265,3 +265,16 @@ def test_check_needs_photos(capsys: pytest.CaptureFixture[str]) -> None:
     """A scene without photos cannot be checked against them."""
     assert run_command(["scene", "check", "gate"]) == 2
     assert "a scene without photos" in capsys.readouterr().err
+
+
+def test_a_dataset_is_exported_by_its_folder(place: Path) -> None:
+    """Views in the ACE layout come out as a COLMAP model with the same poses; the layout they have is refused."""
+    photos = PhotosConfig(images="town_hall/images", reconstruction="town_hall/poses.json")
+    made = read_reconstruction(photos)
+    export_ace(place / "ace", made, {photo.name: "mapping" for photo in made.photos})
+    assert run_command(["scene", "export", "town_hall/ace", "--to", "out", "--format", "ace"]) == 2
+    assert run_command(["scene", "export", "town_hall/ace", "--to", "out"]) == 0
+    back = read_reconstruction(PhotosConfig(images="out/images", reconstruction="out/sparse/0"))
+    assert [Path(photo.name).stem for photo in back.photos] == [Path(photo.name).stem for photo in made.photos]
+    for one, other in zip(back.photos, made.photos, strict=True):
+        np.testing.assert_allclose(one.cam_from_rec, other.cam_from_rec, atol=1e-9)

@@ -1,4 +1,4 @@
-"""Trained on × tested on: the domain gap of a sweep as numbers, as Markdown and as JSON."""
+"""Trained on × tested on: the domain gap of a sweep as numbers and as Markdown."""
 
 from __future__ import annotations
 
@@ -105,6 +105,13 @@ def count_queries(paths: SweepPaths, results: SweepResults) -> dict[tuple[str, s
     return counts
 
 
+def has_matrix(results: SweepResults) -> bool:
+    """Whether arms differ in what they were trained on, and some trial has each of `METRICS`."""
+    reported = {name for arm in results.arms for name in arm.metrics}
+    measured = all(any(f"test/{each}/{metric}" in reported for each in TEST_SETS) for metric in METRICS)
+    return measured and len({_trained_on(arm) for arm in results.arms}) > 1
+
+
 def matrix_markdown(results: SweepResults, metrics: Sequence[str] = METRICS, queries: QueryCounts | None = None) -> str:
     """A table per matrix and metric in GitHub's Markdown, and a line that says what the numbers are."""
     blocks = []
@@ -120,36 +127,6 @@ def matrix_markdown(results: SweepResults, metrics: Sequence[str] = METRICS, que
             lines.append(_line([label, *cells, seeds_of(arm.n, arm)]))
         blocks.append("\n".join(lines))
     return "\n\n".join([*blocks, footnote()]) + "\n"
-
-
-def matrix_json(
-    results: SweepResults, metrics: Sequence[str] = METRICS, queries: QueryCounts | None = None
-) -> list[Json]:
-    """One object per matrix: `scene`, `factors` (the others), `queries` per test set and `cells`, one per number.
-
-    A cell has `metric`, `trained_on`, `tested_on`, `n` seeds, `mean`, `lo`, `hi` (null where unknown), `failed`.
-    """
-    return [
-        {
-            "scene": matrix.scene,
-            "factors": _others(matrix.rows[0][1]),
-            "queries": {each: (queries or {}).get((matrix.scene, each)) for each in matrix.test_sets},
-            "cells": [
-                {
-                    "metric": metric,
-                    "trained_on": list(_trained_on(dict(matrix.rows)[label])),
-                    "tested_on": test_set,
-                    "n": cell.interval.n,
-                    "mean": cell.interval.mean,
-                    "lo": cell.interval.lo,
-                    "hi": cell.interval.hi,
-                    "failed": cell.failed,
-                }
-                for (metric, label, test_set), cell in matrix.cells.items()
-            ],
-        }
-        for matrix in matrices(results, metrics)
-    ]
 
 
 def footnote() -> str:
