@@ -22,7 +22,7 @@ from cadloc.contract import Fault, InputError
 from cadloc.encoders.images import STRIDE
 from cadloc.geometry import Array
 from cadloc.pretraining_config import Contrastive
-from cadloc.pretraining_objective import Material, Objective, Trainee, Update, as_images
+from cadloc.pretraining_objective import Material, Objective, Trainee, Update, as_images, features_of
 from cadloc.pretraining_pairs import Grid, Pair, draw_batch
 from cadloc.pretraining_workers import ALONE, Workers
 
@@ -61,7 +61,8 @@ class Contrast(Objective):
         """`batch_loss` of the pairs."""
         method = self._method
         hard = method.hard_negatives, method.hard_distance
-        return batch_loss(encoder, *drawn, method.temperature, hard=hard, workers=self._material.workers)
+        workers, precision = self._material.workers, self._material.config.precision
+        return batch_loss(encoder, *drawn, method.temperature, hard=hard, workers=workers, precision=precision)
 
 
 def batch_loss(
@@ -72,6 +73,7 @@ def batch_loss(
     *,
     hard: tuple[int, float] = (0, 2.0),
     workers: Workers = ALONE,
+    precision: str = "float32",
 ) -> Tensor:
     """InfoNCE of a batch of pairs with the same number n of matches each; `owners` (pairs,) tells their buildings.
 
@@ -80,7 +82,7 @@ def batch_loss(
     """
     device = next(encoder.parameters()).device
     images = as_images([pair.image_a for pair in pairs] + [pair.image_b for pair in pairs], device)
-    features_a, features_b = encoder(images).split(len(pairs))
+    features_a, features_b = features_of(encoder, images, precision).split(len(pairs))
     rows_a = at_cells(features_a, [pair.match.cells_a for pair in pairs])
     rows_b = at_pixels(features_b, [pair.match.pixels_b for pair in pairs])
     others_a = at_cells(features_a, [pair.others_a.cells for pair in pairs])

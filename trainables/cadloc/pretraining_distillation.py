@@ -27,7 +27,7 @@ from cadloc.encoders.distillation import (
 from cadloc.encoders.images import STRIDE
 from cadloc.pretraining_config import Distillation
 from cadloc.pretraining_contrast import at_cells
-from cadloc.pretraining_objective import Material, Objective, Trainee, Update, as_images, device_of
+from cadloc.pretraining_objective import Material, Objective, Trainee, Update, as_images, device_of, features_of
 from cadloc.pretraining_pairs import drawn_about, grid_of, plain_views, points_of, under_sky
 from cadloc.pretraining_photos import photographed
 
@@ -72,7 +72,8 @@ class TeachersFeatures(Objective):
         """Unlikeness of the cells, and of their likenesses to one another."""
         device = device_of(encoder)
         shown = as_images([lesson.shown for lesson in drawn], device)
-        features = encoder(as_images([lesson.seen for lesson in drawn], device))
+        images = as_images([lesson.seen for lesson in drawn], device)
+        features = features_of(encoder, images, self._material.config.precision)
         teacher = on_grid(self._target(shown), features.shape[2], features.shape[3])
         visible = torch.from_numpy(np.stack([lesson.visible for lesson in drawn])).to(device)
         cells = [lesson.cells for lesson in drawn]

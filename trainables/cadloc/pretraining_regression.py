@@ -31,7 +31,7 @@ from cadloc.losses.phase import Phase
 from cadloc.losses.reprojection import ReprojectionPhase
 from cadloc.pretraining_config import Regression
 from cadloc.pretraining_contrast import at_cells
-from cadloc.pretraining_objective import Material, Objective, Trainee, Update, as_images, device_of
+from cadloc.pretraining_objective import Material, Objective, Trainee, Update, as_images, device_of, features_of
 from cadloc.pretraining_pairs import PooledBuilding, WarpedView, drawn_about, grid_of, plain_views, points_of
 from cadloc.pretraining_photos import photographed
 from cadloc.samples import Batch
@@ -104,7 +104,7 @@ class SceneCoordinates(Objective):
     def loss(self, encoder: Trainee, drawn: Views, update: Update) -> Tensor:
         """Mean loss over all cells; all updates but the last move the heads alone."""
         images = as_images([taken.picture for taken in drawn.taken], device_of(encoder))
-        features = encoded(encoder, images, self._method.images_at_once)
+        features = encoded(encoder, images, self._method.images_at_once, self._material.config.precision)
         rows = at_cells(features, [taken.cells for taken in drawn.taken])
         rows = rows.reshape(len(drawn.taken), self._method.cells, -1)
         for _ in range(self._method.head_updates - 1):
@@ -188,17 +188,18 @@ def _batch(features: Tensor, taken: Sequence[Taken]) -> Batch:
     return Batch(features, stacked(pixels), stacked(points), stacked(cameras), stacked(intrinsics))
 
 
-def encoded(encoder: nn.Module, images: Tensor, at_once: int) -> Tensor:
+def encoded(encoder: nn.Module, images: Tensor, at_once: int, precision: str = "float32") -> Tensor:
     """Features (B, C, H/8, W/8) with gradients of images (B, 3, H, W), in the memory of `at_once` of them.
 
     More are encoded in pieces whose graphs are made only when their gradients are asked for.
     """
     if len(images) <= at_once:
-        features: Tensor = encoder(images)
-        return features
+        return features_of(encoder, images, precision)
     contexts = partial(_first_and_second, encoder)
     pieces = torch.split(images, at_once)
-    maps = [checkpoint(encoder, piece, use_reentrant=False, context_fn=contexts) for piece in pieces]
+    maps = [
+        checkpoint(features_of, encoder, piece, precision, use_reentrant=False, context_fn=contexts) for piece in pieces
+    ]
     return torch.cat(maps)
 
 

@@ -120,6 +120,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
         """Normalised (B, C, H, W); in training with the statistics of all workers' batches."""
         if not self.training:
             return super().forward(input)
+        input = input.float()  # autocast may have made it shorter
         mean = self._workers.mean(input.mean((0, 2, 3)))
         centred = input - mean[:, None, None]
         variance = self._workers.mean(centred.square().mean((0, 2, 3)))
