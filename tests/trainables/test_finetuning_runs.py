@@ -374,7 +374,7 @@ def test_a_frozen_head_stays_and_a_learning_one_moves(learns: bool, inputs: dict
 
 def test_one_update_is_one_step_of_adamw_on_the_clipped_gradient(inputs: dict[str, Path]) -> None:
     """Against PyTorch's own: backward through the whole batch, clip, step; no second step, no scaled gradient."""
-    config = config_of(name="features", parameters="last_block", warm_up=4, clip=0.01, anchor=0, replay=0)
+    config = config_of(name="features", parameters="last_block", warm_up=4, clip=0.01, anchor=0, replay=0, precision="float32")
     material, tuning = material_of(inputs), started(encoder(), config)
     reference = started(encoder(), config)
     drawn = draw_step(material, config, tuning.strategy, np.random.default_rng(0))

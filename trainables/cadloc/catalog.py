@@ -37,6 +37,7 @@ STAGES: dict[str, tuple[str, str]] = {
     "buffer": ("cadloc.buffer", "2"),
     "queries": ("cadloc.queries", "2"),
 }
+RESUMABLE = frozenset({"encoder"})  # kinds, of one chunk, that go on from what an earlier attempt left
 
 POSE_METRICS: tuple[str, ...] = (
     "translation_error_median_m",
@@ -91,6 +92,12 @@ def stage_builder(kind: str) -> StageBuilder:
     return cast(StageBuilder, importlib.import_module(STAGES[kind][0]))
 
 
+def needs_gpu(spec: StageSpec) -> bool:
+    """Whether a stage's configuration says that it is made on a GPU."""
+    finetuning = spec.config.get("finetuning")
+    return isinstance(finetuning, Mapping) and finetuning.get("device") == "cuda"
+
+
 def _named_object(place: str) -> Any:
     module, name = place.split(":", 1)
     return getattr(importlib.import_module(module), name)
@@ -116,7 +123,7 @@ def stages_of(config: TrialConfig) -> dict[str, StageSpec]:
         stages["encoder"] = _tuned_encoder(config, views["synthetic"])
     stages |= {f"buffer/{name}": _buffer(config, views[name]) for name in config.train_on}
     for domain in validation_domains(config):
-        stages[f"queries/validation/{domain}"] = _queries(config, views[domain], "validation")
+        stages[f"queries/validation/{domain}"] = _queries(config, _validation_views(config, domain), "validation")
     for name in test_sets(config):
         stages[f"queries/{name}"] = _queries(config, views[name], "query")
     return stages
@@ -129,19 +136,28 @@ def views_stage(config: TrialConfig, name: str) -> StageSpec:
             return _photos(config)
         case "gt_poses":
             return _renders_at_photo_poses(config)
+        case "target":
+            target = tuning_target(config.scene)
+            assert target is not None, "test_sets names none without it"
+            return views_stage(config, target)
         case _:
             return _renders(config, name)
 
 
 def validation_domains(config: TrialConfig) -> tuple[Domain, ...]:
     """Domains whose validation views a trial is measured on during training."""
-    return ("synthetic",) if config.scene.photos is None else ("synthetic", "real")
+    photos: tuple[Domain, ...] = () if config.scene.photos is None else ("real",)
+    # What render_and_match reads of a target that is rendered are its queries.
+    readable = config.trainable != "render_and_match" or config.scene.photos is not None
+    target: tuple[Domain, ...] = ("target",) if readable and "target" in test_sets(config) else ()
+    return ("synthetic", *photos, *target)
 
 
 def test_sets(config: TrialConfig) -> tuple[str, ...]:
     """Names of the query sets a trial is tested on: its domains as far as the scene has them, then its query sets."""
     scene = config.scene
     exist = {"synthetic": True, "photo": scene.built_in, **dict.fromkeys(PAIRED_DOMAINS, scene.photos is not None)}
+    exist["target"] = tuning_target(scene) is not None
     return (*(name for name in config.domains if exist[name]), *scene.query_sets)
 
 
@@ -206,19 +222,30 @@ def _place_of_photos(scene: SceneConfig) -> SceneConfig:
     return SceneConfig(name=scene.name, cad=scene.cad, depth_range_m=scene.depth_range_m)
 
 
-def tuning_target(scene: SceneConfig) -> str:
-    """What an encoder is tuned towards: the scene's photos, a built-in scene's twin, or its first other model."""
+def tuning_target(scene: SceneConfig) -> str | None:
+    """What an encoder is tuned towards: the scene's photos, a built-in scene's twin, or its first other model.
+
+    None for a scene that has none of them.
+    """
     if scene.photos is not None:
         return "real"
-    return "photo" if scene.built_in else next(iter(scene.query_sets))
+    return "photo" if scene.built_in else next(iter(scene.query_sets), None)
+
+
+def _pictures_to_tune_on(config: TrialConfig) -> StageSpec:
+    """Mapping and validation views of the target; of one that is rendered, so many as tuning asks for."""
+    target = tuning_target(config.scene)
+    assert target is not None
+    return _photos(config) if target == "real" else _renders(config, target, pairs=config.finetuning_pairs)
+
+
+def _validation_views(config: TrialConfig, domain: str) -> StageSpec:
+    return _pictures_to_tune_on(config) if domain == "target" else views_stage(config, domain)
 
 
 def _tuned_encoder(config: TrialConfig, synthetic: StageSpec) -> StageSpec:
-    target = tuning_target(config.scene)
-    if target == "real":
-        photos, renders = _photos(config), _renders_at_photo_poses(config)
-    else:
-        photos, renders = _renders(config, target, pairs=config.finetuning_pairs), synthetic
+    photos = _pictures_to_tune_on(config)
+    renders = _renders_at_photo_poses(config) if config.scene.photos is not None else synthetic
     assert config.finetuning is not None
     slice_ = {"encoder": _dump(config.encoder), "finetuning": _dump(config.finetuning)}
     return _stage("encoder", slice_, {"photos": photos, "renders": renders, "synthetic": synthetic}, _weights(config))

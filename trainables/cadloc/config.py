@@ -30,7 +30,7 @@ from cadloc.views_config import (
     ViewsConfig,
 )
 
-Domain: TypeAlias = Literal["synthetic", "photo", "gt_poses", "real"]
+Domain: TypeAlias = Literal["synthetic", "photo", "gt_poses", "real", "target"]
 TrainingDomain: TypeAlias = Literal["synthetic", "gt_poses", "real"]
 
 
@@ -233,7 +233,9 @@ class TrialConfig(Settings):
     """Whose mapping views teach the map; of several, the samples of all, mixed. `gt_poses` and `real` need photos."""
     domains: tuple[Domain, ...] = ("synthetic", "photo", "gt_poses", "real")
     """Query sets of the test. Those a scene does not have are left out: `photo` (simulated photographs) belongs to
-    built-in scenes, `gt_poses` and `real` to scenes with photos. A scene's own `query_sets` are always tested."""
+    built-in scenes, `gt_poses` and `real` to scenes with photos. A scene's own `query_sets` are always tested.
+    `target` is what the scene's encoder would be tuned towards (`cadloc.catalog.tuning_target`), under one name on all
+    scenes; named here, it is validated on, too."""
     encoder: EncoderConfig = SmallEncoder()
     finetuning: FinetuningConfig | None = None
     """How the encoder is tuned on pairs of the scene before anything is encoded. None: it stays as it is."""

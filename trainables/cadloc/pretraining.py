@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 
 from cadloc.contract import DivergenceError, Fault, InputError, Json, digest
-from cadloc.encoders.ace import AceFeatures
+from cadloc.encoders.ace import AceFeatures, save_ace
 from cadloc.encoders.small import SmallFeatures
 from cadloc.pretraining_config import Contrastive, Distillation, PoolConfig, PretrainingConfig, Regression
 from cadloc.pretraining_contrast import Contrast, at_cells, at_pixels, batch_loss, info_nce, same_point
@@ -47,7 +48,6 @@ __all__ = [
     "matching_precision",
     "pretrain",
     "same_point",
-    "save_ace",
     "train",
 ]
 
@@ -63,13 +63,15 @@ class Site:
 
     `loaders`: processes that draw data ahead; 0 draws between the steps, in this process. The listener hears of every
     row of the history, on the first worker only, after a resume from the row that follows the checkpoint. Raises
-    InputError for a device that is not there.
+    InputError for a device that is not there. `on_building` hears, while the pool is rendered, how many of how many
+    buildings are there.
     """
 
     workers: Workers = ALONE
     device: str = "cpu"
     loaders: int = 0
     listener: Listener | None = None
+    on_building: Callable[[int, int], None] | None = None
 
     def __post_init__(self) -> None:
         there = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
@@ -89,7 +91,7 @@ def pretrain(config: PretrainingConfig, directory: Path, site: Site = HERE) -> d
     cannot be used, or when a batch cannot be shared by the workers; DivergenceError when the loss is not finite.
     """
     claim(directory, config)
-    pool = render_pool(config.pool, directory / "pool")
+    pool = render_pool(config.pool, directory / "pool", site.on_building)
     held_out, photographs = ([PooledBuilding.open(path) for path in part] for part in (pool.held_out, pool.photographs))
     validation = ValidationSet.drawn(held_out, photographs, config.validation_pairs, config.seed)
     encoder, history = train([PooledBuilding.open(path) for path in pool.training], config, directory, validation, site)
@@ -184,14 +186,21 @@ class _Run:
         return {"step": step + 1, "loss": whole, "learning_rate": self._optimizer.param_groups[0]["lr"]}
 
     def resumed(self, path: Path) -> History:
-        """What was done so far; everything takes the checkpoint's state. Empty when there is none."""
+        """What was done so far; everything takes the checkpoint's state. Empty when there is none.
+
+        Raises InputError for a file that is no checkpoint of this run.
+        """
         if not path.is_file():
             return History()
-        state = torch.load(path, weights_only=True, map_location=self._site.device)
-        self._encoder.load_state_dict(state["encoder"])
-        self._objective.load_state_dict(state["objective"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        return History(list(state["history"]))
+        try:
+            state = torch.load(path, weights_only=True, map_location=self._site.device)
+            self._encoder.load_state_dict(state["encoder"])
+            self._objective.load_state_dict(state["objective"])
+            self._optimizer.load_state_dict(state["optimizer"])
+            return History(list(state["history"]))
+        except (RuntimeError, LookupError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            found, action = f"a file that cannot be read ({type(error).__name__})", "remove it to start anew"
+            raise InputError(Fault(str(path), "checkpoint", found, "a checkpoint of this run", action)) from error
 
     def save(self, directory: Path, history: History) -> None:
         """Writes the checkpoint, all or nothing, and the history for people."""
@@ -228,28 +237,29 @@ def _save(encoder: Trainee, directory: Path, card: dict[str, Json]) -> None:
         save_ace(encoder, directory / "ace.pt", card)
 
 
-def save_ace(encoder: AceFeatures, path: Path, card: dict[str, Json]) -> None:
-    """Writes a flat state dict with ACE's names and shapes, which ACE's own code loads, and its card beside it."""
-    state = {name: value.detach().float().cpu().contiguous() for name, value in encoder.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".partial")
-    torch.save(state, aside)
-    aside.replace(path)
-    facts = {"architecture": "ace", "stride": encoder.stride, "dimensions": encoder.dimensions, **card}
-    path.with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n")
-
-
 def claim(directory: Path, config: PretrainingConfig) -> None:
     """Makes the directory, if need be, and marks it as this configuration's.
 
     Raises InputError when it holds the run of another one.
     """
+    check_claim(directory, config)
     directory.mkdir(parents=True, exist_ok=True)
-    place, mark = directory / "config.json", config.model_dump(mode="json")
+    place = directory / "config.json"
     if not place.is_file():
         aside = place.with_name(f"{place.name}.partial")
-        aside.write_text(json.dumps(mark, indent=2) + "\n")
+        aside.write_text(json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
         aside.replace(place)
-    elif digest(json.loads(place.read_text())) != digest(mark):
+
+
+def check_claim(directory: Path, config: PretrainingConfig) -> None:
+    """Raises InputError when the directory is marked as another configuration's."""
+    place = directory / "config.json"
+    if not place.is_file():
+        return
+    try:
+        own = digest(json.loads(place.read_text())) == digest(config.model_dump(mode="json"))
+    except ValueError:
+        own = False
+    if not own:
         found, allowed = "a pre-training run of another configuration", "the same configuration, or an empty folder"
         raise InputError(Fault(str(place), "config", found, allowed, "choose another folder"))

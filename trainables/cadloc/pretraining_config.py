@@ -102,7 +102,7 @@ class PretrainingConfig(Settings):
     architecture: Literal["small", "ace"] = "small"
     pool: PoolConfig = PoolConfig()
     method: Method = Contrastive()
-    steps: Count = 2_400
+    steps: Count = 3_600
     width_px: Side = 256
     height_px: Side = 192
     """Size of the crops."""

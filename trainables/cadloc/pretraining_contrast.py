@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, grid_sample, normalize
 
 from cadloc.contract import Fault, InputError
-from cadloc.encoders.images import STRIDE
+from cadloc.encoders.images import STRIDE, features_of
 from cadloc.geometry import Array
 from cadloc.pretraining_config import Contrastive
-from cadloc.pretraining_objective import Material, Objective, Trainee, Update, as_images, features_of
+from cadloc.pretraining_objective import Material, Objective, Trainee, Update, as_images
 from cadloc.pretraining_pairs import Grid, Pair, draw_batch
 from cadloc.pretraining_workers import ALONE, Workers
 

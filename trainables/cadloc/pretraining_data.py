@@ -7,7 +7,7 @@ changes of scale and direction. Every view has its own light and one of its buil
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -67,13 +67,24 @@ class Pool:
         held_out = index - len(self.training)
         return self.buildings[index].is_dir() and (held_out < 0 or self.photographs[held_out].is_dir())
 
+    def missing(self) -> list[int]:
+        """Indices of the buildings that are not all rendered, in order."""
+        return [index for index in range(len(self.buildings)) if not self.has(index)]
 
-def render_pool(config: PoolConfig, directory: Path) -> Pool:
-    """The pool below `directory`; renders what is missing of it."""
+
+def render_pool(config: PoolConfig, directory: Path, on_building: Callable[[int, int], None] | None = None) -> Pool:
+    """The pool below `directory`; renders what is missing of it.
+
+    `on_building` hears how many of how many buildings there are, after each that is rendered.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     pool = Pool.below(directory, config)
-    for index in range(config.buildings):
+    missing = pool.missing()
+    there = config.buildings - len(missing)
+    for done, index in enumerate(missing, start=1):
         render_piece(config, pool, index)
+        if on_building is not None:
+            on_building(there + done, config.buildings)
     return pool
 
 

@@ -24,10 +24,10 @@ from cadloc.encoders.distillation import (
     principal_components,
     relation_loss,
 )
-from cadloc.encoders.images import STRIDE
+from cadloc.encoders.images import STRIDE, features_of
 from cadloc.pretraining_config import Distillation
 from cadloc.pretraining_contrast import at_cells
-from cadloc.pretraining_objective import Material, Objective, Trainee, Update, as_images, device_of, features_of
+from cadloc.pretraining_objective import Material, Objective, Trainee, Update, as_images, device_of
 from cadloc.pretraining_pairs import drawn_about, grid_of, plain_views, points_of, under_sky
 from cadloc.pretraining_photos import photographed
 

@@ -74,13 +74,6 @@ def as_images(pictures: Sequence[NDArray[np.uint8]], device: torch.device) -> Te
     return torch.from_numpy(np.stack(pictures)).to(device).permute(0, 3, 1, 2)
 
 
-def features_of(encoder: nn.Module, images: Tensor, precision: str) -> Tensor:
-    """Features (B, C, H/8, W/8) float32 of images (B, 3, H, W), computed in `precision` (float32 or bfloat16)."""
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        features: Tensor = encoder(images)
-    return features.float()
-
-
 def device_of(module: nn.Module) -> torch.device:
     """Where the module's parameters lie."""
     return next(module.parameters()).device

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cadloc.config import AceHead, ReprojectionLoss
 from cadloc.contract import Fault, InputError
+from cadloc.encoders.images import features_of
 from cadloc.geometry import Array
 from cadloc.heads import build
 from cadloc.heads.ace import AcePerceptron
@@ -31,7 +32,7 @@ from cadloc.losses.phase import Phase
 from cadloc.losses.reprojection import ReprojectionPhase
 from cadloc.pretraining_config import Regression
 from cadloc.pretraining_contrast import at_cells
-from cadloc.pretraining_objective import Material, Objective, Trainee, Update, as_images, device_of, features_of
+from cadloc.pretraining_objective import Material, Objective, Trainee, Update, as_images, device_of
 from cadloc.pretraining_pairs import PooledBuilding, WarpedView, drawn_about, grid_of, plain_views, points_of
 from cadloc.pretraining_photos import photographed
 from cadloc.samples import Batch

@@ -20,10 +20,10 @@ from cadloc.photographs import draw_weather, photograph
 from cadloc.pretraining_config import PoolConfig
 from cadloc.pretraining_pairs import PooledBuilding
 from cadloc.rendering import process_renderer
-from cadloc.scenes.assembly import Assembly, textured_meshes
+from cadloc.scenes.assembly import textured_meshes
 from cadloc.scenes.model import SceneModel
 from cadloc.scenes.palette import random_finishes
-from cadloc.scenes.training import TEXTURE_PX, _building
+from cadloc.scenes.training import TEXTURE_PX, training_assembly
 from cadloc.scenes.weathering import photographed_skins
 
 _PHOTOGRAPHED_APPEARANCE = 0
@@ -31,7 +31,7 @@ _PHOTOGRAPHED_APPEARANCE = 0
 
 def weathered_building(seed: int, appearance: int) -> CadModel:
     """The training building of that seed and appearance on the day of its photographs."""
-    assembly: Assembly = _building(np.random.default_rng([seed, 1]))
+    assembly = training_assembly(seed)
     paint = np.random.default_rng([seed, appearance, 2])  # as `training_building` draws: same materials, other wear
     paint.random(4)
     finishes = random_finishes(paint, TEXTURE_PX)

@@ -99,7 +99,7 @@ class SceneConfig(Settings):
             raise ValueError("a scene is either built_in or has a cad, not both and not neither")
         if self.built_in and self.photos is not None:
             raise ValueError("photos need a cad; a built-in scene has none")
-        taken = {"synthetic", "photo", "real", "gt_poses"} & set(self.query_sets)
+        taken = {"synthetic", "photo", "real", "gt_poses", "target"} & set(self.query_sets)
         if taken:
             raise ValueError(f"query set names {sorted(taken)} are domains already")
         return self

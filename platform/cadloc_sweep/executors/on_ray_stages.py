@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from cadloc.catalog import needs_gpu
 from cadloc_sweep.executors import StageEvent, StageJob
 
 NO_THREADS = {"LP_NUM_THREADS": "0", "OMP_NUM_THREADS": "1"}
@@ -73,7 +74,8 @@ def build_stages(
             while building.waiting and not draining() and len(flying) < _window():
                 piece = building.waiting.popleft()
                 if not building.stage(piece.job).over:
-                    flying[task.remote(piece.job, piece.step, piece.chunk)] = piece
+                    gpus = _gpus(piece)
+                    flying[task.options(num_gpus=gpus).remote(piece.job, piece.step, piece.chunk)] = piece
             if not flying:
                 return
             ready, _ = ray.wait(list(flying), num_returns=1, timeout=1.0)
@@ -82,6 +84,13 @@ def build_stages(
     finally:
         for reference in flying:  # the listener gave up: nobody waits for these any more
             ray.cancel(reference, force=True)
+
+
+def _gpus(piece: _Piece) -> int:
+    """GPUs of one piece: none where the cluster has none, so that the stage can say so instead of waiting for ever."""
+    if piece.step != "chunk" or not needs_gpu(piece.job.spec):
+        return 0
+    return int(ray.cluster_resources().get("GPU", 0) >= 1)  # type: ignore[no-untyped-call]
 
 
 class _Building:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 DOMAIN_TITLES = {
     "photo": "photo (simulated)",
     "real": "real photographs",
+    "target": "target (photo, another CAD model or real photographs: whatever the scene has)",
     "gt_poses": "gt_poses (renders at the photographs' poses)",
 }
 """What a reader must know about a query set whose name alone would mislead."""

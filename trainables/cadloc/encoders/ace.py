@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from cadloc.config import AceEncoder
+from cadloc.contract import Json
 from cadloc.encoders.images import STRIDE, grayscale
 from cadloc.encoders.weights_file import check_fits, fault
 
@@ -86,6 +88,17 @@ class AceFeatures(nn.Module):
         """`forward` without gradients: (B, C, H/8, W/8) float32."""
         features: Tensor = self(images.to(self.conv1.weight.device))
         return features.float()
+
+
+def save_ace(encoder: AceFeatures, path: Path, card: Mapping[str, Json]) -> None:
+    """Writes a flat state dict with ACE's names and shapes, which ACE's own code loads, and its card beside it."""
+    state = {name: value.detach().float().cpu().contiguous() for name, value in encoder.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".partial")
+    torch.save(state, aside)
+    aside.replace(path)
+    facts = {"architecture": "ace", "stride": encoder.stride, "dimensions": encoder.dimensions, **card}
+    path.with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

@@ -84,6 +84,9 @@ class TuningSettings(Settings):
     """Common to all strategies: AdamW, linear warm-up, half a cosine, an average of the weights (EMA)."""
 
     steps: Count = 10_000
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the encoder's layers while it is tuned; features, losses, gradients and weights are float32. bfloat16: twice
+    as fast where the processor has it."""
     learning_rate: Positive = 1e-4
     warm_up: Count = 500
     weight_decay: NonNegative = 0.01

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from cadloc.artifacts import write_table
 from cadloc.contract import DivergenceError, Fault, InputError, digest
 from cadloc.encoders import Encoder
+from cadloc.encoders.images import features_of
 from cadloc.finetuning.adapters import LearnedEncoder, learned, parameters_of, with_adapters
 from cadloc.finetuning.cells import CellBatch, Step, read_cells
 from cadloc.finetuning.gradients import combined, cosines, unflatten
@@ -147,7 +148,7 @@ def update(tuning: Tuning, drawn: Step, diameter_m: float, *, separate: bool) ->
     """
     config = tuning.config
     images, pixels = drawn.images, drawn.pixels
-    original = drawn.by_role(_rows(tuning.original, images, pixels, config.chunk)) if config.anchor else {}
+    original = drawn.by_role(_rows(tuning.original, images, pixels, config)) if config.anchor else {}
 
     def objectives(rows: Tensor) -> Mapping[str, Tensor]:
         progress = tuning.step / config.steps
@@ -155,7 +156,7 @@ def update(tuning: Tuning, drawn: Step, diameter_m: float, *, separate: bool) ->
         return all_objectives(tuning.strategy, config, seen)
 
     found = batch_gradients(
-        lambda some: read_cells(tuning.encoder(images[some]), pixels[some]),
+        lambda some: read_cells(features_of(tuning.encoder, images[some], config.precision), pixels[some]),
         len(images),
         objectives,
         list(tuning.parameters.values()),
@@ -229,7 +230,7 @@ def validated(tuning: Tuning, validation: Material) -> Row:
     for _ in range(-(-config.validation_pairs // config.images)):
         drawn = draw_step(validation, config, tuning.strategy, generator)
         now, before = (
-            drawn.by_role(_rows(some, drawn.images, drawn.pixels, config.chunk)) for some in (encoder, tuning.original)
+            drawn.by_role(_rows(some, drawn.images, drawn.pixels, config)) for some in (encoder, tuning.original)
         )
         seen = Seen(drawn, now, before, tuning.step / config.steps, validation.diameter_m)
         losses = {name: float(loss) for name, loss in all_objectives(tuning.strategy, config, seen).items()}
@@ -249,14 +250,14 @@ def _featured(tuning: Tuning, material: Material, generator: np.random.Generator
     _, renders = draw_pairs(material.pairs, config.crops, *counts, generator)
     synthetic = draw_replay(material.synthetic, config.crops, *counts, generator)
     cells = CellBatch.stacked([renders, *synthetic]).to(config.device)
-    return cells, _rows(tuning.original, cells.images, list(cells.pixels), config.chunk)
+    return cells, _rows(tuning.original, cells.images, list(cells.pixels), config)
 
 
 @torch.no_grad()
-def _rows(encoder: LearnedEncoder, images: Tensor, pixels: Sequence[Tensor], chunk: int) -> Tensor:
+def _rows(encoder: LearnedEncoder, images: Tensor, pixels: Sequence[Tensor], config: FinetuningConfig) -> Tensor:
     """Features (N, C) of the cells of all images, without a graph, a few images at a time."""
-    starts = range(0, len(images), chunk)
-    return torch.cat([read_cells(encoder(images[i : i + chunk]), pixels[i : i + chunk]) for i in starts])
+    slices = [slice(start, start + config.chunk) for start in range(0, len(images), config.chunk)]
+    return torch.cat([read_cells(features_of(encoder, images[s], config.precision), pixels[s]) for s in slices])
 
 
 def _resumed(tuning: Tuning, path: Path, fingerprint: str) -> bool:

@@ -27,7 +27,7 @@ def training_building(seed: int, appearance: int) -> list[trimesh.Trimesh]:
 
     `seed` decides the geometry alone, `appearance` everything one sees of it: materials, colours, pictures, weathering.
     """
-    assembly = _building(np.random.default_rng([seed, 1]))
+    assembly = training_assembly(seed)
     paint = np.random.default_rng([seed, appearance, 2])
     wear = Wear(
         stains=float(paint.uniform(0.1, 0.7)),
@@ -40,7 +40,9 @@ def training_building(seed: int, appearance: int) -> list[trimesh.Trimesh]:
     return textured_meshes(assembly.parts, skins(finishes, lambda _: look, lambda _: wear, look))
 
 
-def _building(rng: np.random.Generator) -> Assembly:
+def training_assembly(seed: int) -> Assembly:
+    """The parts (z up, metres, ground included) of a random building, each with the name of its material."""
+    rng = np.random.default_rng([seed, 1])
     assembly = Assembly(rng)
     ground(assembly, 90.0, rng, fields=4)
     size = (float(rng.uniform(14, 26)), float(rng.uniform(10, 18)))
