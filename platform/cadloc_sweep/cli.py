@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cadloc.contract import CadlocError
+from cadloc.contract import CadlocError, Fault, InputError
+from cadloc_sweep.cli_encoder import encoder_app
 from cadloc_sweep.cli_options import (
     SWEEPS,
     Address,
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(name="cadloc-sweep", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 cad_app = typer.Typer(no_args_is_help=True, help="Look at CAD files.")
-encoder_app = typer.Typer(no_args_is_help=True, help="Make encoders.")
 store_app = typer.Typer(no_args_is_help=True, help="Look after stored stages.")
 for _name, _group in {"cad": cad_app, "encoder": encoder_app, "store": store_app, "scene": scene_app}.items():
     app.add_typer(_group, name=_name)
@@ -124,6 +124,13 @@ def report(
     directory: Sweep,
     format_: Annotated[ReportFormat, typer.Option("--format")] = ReportFormat.table,
     matrix: Annotated[Path | None, typer.Option(help="Draw trained on × tested on: a PNG or SVG file.")] = None,
+    paired: Annotated[
+        str | None, typer.Option(metavar="SET", help="Instead, ratios to the baseline over a query set's queries.")
+    ] = None,
+    paired_metric: Annotated[
+        str | None,
+        typer.Option(help="translation_error_m (unless given), rotation_error_deg or dcre_mean_pct."),
+    ] = None,
 ) -> None:
     """Compare the arms of a sweep: means over seeds with 95 % intervals, and differences from the baseline."""
     from cadloc_sweep.overviews import output
@@ -133,6 +140,9 @@ def report(
     results = read_sweep(directory, _warn)
     if matrix is not None:
         _draw_matrix(results, directory.resolve(), matrix)
+    if paired is not None or paired_metric is not None:
+        _print_paired(results, directory.resolve(), paired, paired_metric, format_)
+        return
     if format_ is ReportFormat.table:
         console = output()
         console.print(tables.as_rich(results, console.width))
@@ -216,23 +226,6 @@ def cad_inspect(
     print(json.dumps(found, indent=1) if as_json else "\n".join(report_lines(found)))
 
 
-@encoder_app.command("pretrain")
-def encoder_pretrain(
-    out: Annotated[Path, typer.Option(help="Folder for pool, checkpoints, weights and card.")],
-    config: Annotated[Path | None, typer.Option(help="YAML with keys of the pre-training.", show_default=False)] = None,
-) -> None:
-    """Train the small encoder on procedural buildings; started again, it goes on from its last checkpoint."""
-    from cadloc.documents import Document, load_document
-    from cadloc.faults import validate
-    from cadloc.pretraining import PretrainingConfig, pretrain
-    from cadloc_sweep.durable_files import make_folder
-
-    document = Document("defaults", {}) if config is None else load_document(config)
-    settings = validate(PretrainingConfig, document)
-    make_folder(out, "--out")
-    print(json.dumps(pretrain(settings, out), indent=1))
-
-
 @store_app.command("ls")
 def store_ls(out: Out = SWEEPS, store: Store = None) -> None:
     """List the stored stages."""
@@ -309,6 +302,24 @@ def _print_matrix(results: SweepResults, directory: Path) -> None:
     if has_matrix(results):
         counts = count_queries(SweepPaths(directory.parent, directory.name), results)
         print("\n" + matrix_markdown(results, queries=counts).rstrip("\n"))
+
+
+def _print_paired(
+    results: SweepResults, directory: Path, test_set: str | None, metric: str | None, format_: ReportFormat
+) -> None:
+    from cadloc_sweep.overviews import output
+    from cadloc_sweep.report import paired_text
+    from cadloc_sweep.report.paired import compare
+    from cadloc_sweep.trials import SweepPaths
+
+    if test_set is None:
+        raise InputError(Fault(str(directory), "--paired-metric", f"{metric} without --paired", "--paired SET with it"))
+    paths = SweepPaths(directory.parent, directory.name)
+    compared = compare(results, paths, test_set, metric or "translation_error_m", _warn)
+    if format_ is ReportFormat.table:
+        output().print(paired_text.as_rich(compared))
+    else:
+        print(paired_text.TEXTS[format_](compared).rstrip("\n"))
 
 
 def _draw_matrix(results: SweepResults, directory: Path, path: Path) -> None:

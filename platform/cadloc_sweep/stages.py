@@ -2,22 +2,25 @@
 
 An entry is built aside (`<root>/tmp/…`) and renamed into place together with its `manifest.json`: sizes and
 digests of its files, what it was made from, how long that took. A lock per key keeps sweeps that run at the
-same time from building one twice.
+same time from building one twice. A build that is killed begins anew, but for kinds in `cadloc.catalog.RESUMABLE`,
+which are long and go on from their own checkpoints.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cadloc.contract import Json, StageSpec, file_digest
+from cadloc.catalog import RESUMABLE
+from cadloc.contract import InputError, Json, MissingSystemLibrary, StageSpec, file_digest
 from cadloc_sweep.durable_files import CorruptFile, force_folder, read_sealed, write_sealed
 from cadloc_sweep.executors import StageJob
 from cadloc_sweep.lock import try_lock
@@ -26,6 +29,7 @@ MANIFEST = "manifest.json"
 USED = "used"
 _SCHEMA = 1
 _LOCK_POLL_S = 0.2
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,23 @@ class StageEntry:
     seconds: float
     created: float
     used: float
+
+
+@dataclass(frozen=True)
+class ResumableJob(StageJob):
+    """A job that goes on from what an earlier attempt left in its folder.
+
+    Whoever is killed leaves that. An error of the work itself takes it along: it may be the reason.
+    """
+
+    def build_chunk(self, chunk: int) -> int:
+        """As `StageJob`. Here, where the error is raised: a worker that is killed has none."""
+        try:
+            return super().build_chunk(chunk)
+        except Exception as error:
+            if not _from_outside(error):
+                shutil.rmtree(self.directory, ignore_errors=True)
+            raise
 
 
 class StageStore:
@@ -91,12 +112,13 @@ class StageStore:
             yield
 
     def begin(self, spec: StageSpec) -> StageJob:
-        """A job for a stage whose lock is held and whose inputs are there; what an earlier attempt left is removed."""
+        """A job for a stage whose lock is held and whose inputs are there; what an earlier attempt left is removed,
+        unless the stage goes on from it."""
         aside = self.root / "tmp" / f"{folder_of(spec.kind)}-{spec.key}"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        inputs = {role: self.directory(inner) for role, inner in spec.inputs.items()}
-        return StageJob(spec, inputs, aside)
+        job = ResumableJob if spec.kind in RESUMABLE else StageJob
+        _remove_half_written(aside) if job is ResumableJob else shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True, exist_ok=True)
+        return job(spec, {role: self.directory(inner) for role, inner in spec.inputs.items()}, aside)
 
     def publish(self, job: StageJob, items: int, seconds: float) -> Path:
         """Puts a finished job's folder in its place; returns that place."""
@@ -125,8 +147,9 @@ class StageStore:
         return final
 
     def abandon(self, job: StageJob) -> None:
-        """Removes what a job has made so far."""
-        shutil.rmtree(job.directory, ignore_errors=True)
+        """Removes what a job has made so far, unless the next attempt goes on from it."""
+        if not isinstance(job, ResumableJob):
+            shutil.rmtree(job.directory, ignore_errors=True)
 
     def entries(self) -> list[StageEntry]:
         """All stored stages, oldest first; damaged manifests are left out (`verify` names them)."""
@@ -144,14 +167,18 @@ class StageStore:
         return {directory: fault for directory, fault in faults.items() if fault is not None}
 
     def prune(self, keep: Iterable[str] = (), older_than_s: float = 0.0) -> list[StageEntry]:
-        """Removes entries last used longer ago than that, but those to be kept, and left-overs; returns the entries."""
+        """Removes entries last used longer ago than that, but those to be kept, and left-overs; returns the entries.
+
+        What an unfinished stage would go on from counts as an entry does, but is not among those returned.
+        """
         kept, now = set(keep), time.time()
         gone = [entry for entry in self.entries() if entry.key not in kept and now - entry.used >= older_than_s]
         for entry in gone:
             with self._one_lock(entry.key):
                 self._discard(entry.directory)
         for left_over in self._left_overs():
-            shutil.rmtree(left_over, ignore_errors=True)
+            if not _goes_on(left_over, kept, now - older_than_s):
+                shutil.rmtree(left_over, ignore_errors=True)
         return gone
 
     def _left_overs(self) -> Iterator[Path]:
@@ -187,6 +214,24 @@ class StageStore:
 def folder_of(kind: str) -> str:
     """The folder of a kind: its name, as a user's own kinds `module:object` may be spelled in a path."""
     return kind.replace(":", ".").replace("/", ".")
+
+
+def _from_outside(error: Exception) -> bool:
+    """Whether an error says nothing against the work done so far: a device that is not there, a full disk."""
+    full = isinstance(error, OSError) and error.errno in _FULL_DISK
+    return full or isinstance(error, InputError | MissingSystemLibrary | MemoryError)
+
+
+def _remove_half_written(aside: Path) -> None:
+    """Files that a kill cut off, those of `cadloc.whole_files` and those of `publish`: they would be published."""
+    for path in (*aside.glob(".*"), aside / MANIFEST, aside / USED):
+        path.unlink(missing_ok=True)
+
+
+def _goes_on(left_over: Path, kept: Collection[str], since: float) -> bool:
+    """Whether a stage is to go on from a left-over: one of a kind that can, to be kept or worked on since then."""
+    kind, _, key = left_over.name.rpartition("-")
+    return kind in map(folder_of, RESUMABLE) and (key in kept or left_over.stat().st_mtime > since)
 
 
 def entry_faults(directory: Path, deep: bool) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cadloc.catalog import RESUMABLE, STAGES
 from cadloc.contract import StageSpec
 from cadloc_sweep.stages import MANIFEST, StageStore, keys_in_use
 
@@ -139,3 +140,92 @@ def test_pruning_keeps_what_is_used_and_young(toys: ToySweep) -> None:
     assert [entry.key for entry in store.prune(keep=used)] == [RAW.key]
     assert {entry.key for entry in store.entries()} == used
     assert not any((store.root / "tmp").iterdir())
+
+
+# --- stages that go on ------------------------------------------------------------------------------------
+
+STEPS = "resumable_stage:STEPS"
+KILLED, FROM_OUTSIDE, OWN_ERROR = "KeyboardInterrupt", "MemoryError", "ArithmeticError"
+
+
+@pytest.fixture
+def trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file that stops the toy kind at its third of four steps; the kind goes on from what was left."""
+    monkeypatch.setattr("cadloc_sweep.stages.RESUMABLE", frozenset({STEPS}))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "trouble.txt"
+
+
+def stopped(store: StageStore, trouble: Path, ending: str) -> StageSpec:
+    """A stage that an earlier attempt, given up as the driver does, did not finish."""
+    spec = StageSpec(STEPS, "1", {"trouble": str(trouble)})
+    trouble.write_text(ending)
+    job = store.begin(spec)
+    with pytest.raises((KeyboardInterrupt, MemoryError, ArithmeticError)):
+        job.build_chunk(0)
+    store.abandon(job)
+    trouble.unlink()
+    return spec
+
+
+def test_kinds_that_go_on_exist() -> None:
+    """Encoders are tuned for hours: theirs is such a kind."""
+    assert {"encoder"} <= RESUMABLE <= set(STAGES)
+
+
+@pytest.mark.parametrize(("ending", "left"), [(KILLED, 2), (FROM_OUTSIDE, 2), (OWN_ERROR, 4)])
+def test_a_killed_stage_goes_on_and_one_that_failed_begins_anew(
+    tmp_path: Path, trouble: Path, ending: str, left: int
+) -> None:
+    """Steps done before a kill, or an error that came from outside, are not done again; an error takes them along.
+
+    What was half written then is not part of the stage.
+    """
+    store = StageStore(tmp_path / "store")
+    spec = stopped(store, trouble, ending)
+    assert not store.has(spec)
+    job = store.begin(spec)
+    assert job.build_chunk(0) == left
+    directory = store.publish(job, 4, 0.5)
+    assert {path.name for path in directory.iterdir()} == {"steps.txt", MANIFEST, "used"}
+    assert not any((store.root / "tmp").iterdir())
+
+
+def test_a_stage_killed_while_it_is_published_is_whole_in_the_end(tmp_path: Path, trouble: Path) -> None:
+    """A manifest left beside its files by a kill is not taken for one of them."""
+    store = StageStore(tmp_path / "store")
+    spec = stopped(store, trouble, KILLED)
+    job = store.begin(spec)
+    (job.directory / MANIFEST).write_text("{}")
+    directory = build(store, spec)
+    assert store.verify() == {}
+    assert directory.is_dir()
+
+
+def test_pruning_keeps_what_a_wanted_stage_goes_on_from(tmp_path: Path, trouble: Path) -> None:
+    """Unfinished work stays while a plan asks for it, while it is young and while it is worked on; then it goes."""
+    store = StageStore(tmp_path / "store")
+    spec = stopped(store, trouble, KILLED)
+    store.prune(keep=[spec.key])
+    store.prune(older_than_s=3600)
+    with StageStore(store.root).locked([spec]):
+        store.prune()
+    assert len(list((store.root / "tmp").iterdir())) == 1
+    store.prune()
+    assert not any((store.root / "tmp").iterdir())
+
+
+@pytest.mark.parametrize(("ending", "items"), [(KILLED, 2), (OWN_ERROR, 4)])
+def test_a_sweep_takes_a_stage_up_where_it_was_killed(toys: ToySweep, trouble: Path, ending: str, items: int) -> None:
+    """The second run makes the steps that the first left, or all of them after an error, and ends well."""
+    toys.text = toys.text.replace("toy_trainable:train", "resumable_stage:train")
+    trouble.write_text(ending)
+    if ending == KILLED:
+        with pytest.raises(KeyboardInterrupt):
+            toys.run()
+    else:
+        assert {result.status for result in toys.run().results.values()} == {"failed"}
+    trouble.unlink()
+    outcome = toys.run(retry_failed=True)
+    assert {result.status for result in outcome.results.values()} == {"finished"}
+    assert [entry.items for entry in toys.store.entries()] == [items]

@@ -59,7 +59,9 @@ def save_map(
 ) -> None:
     """Writes `map.safetensors` (float32 throughout) and `map.json`; a fine-tuned encoder is copied beside them."""
     if tuned is not None:
-        shutil.copytree(tuned, directory / TUNED, dirs_exist_ok=True)
+        shutil.copytree(
+            tuned, directory / TUNED, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest*", "used")
+        )
     tensors = {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}
     card = {
         "schema_version": SCHEMA_VERSION,
@@ -89,9 +91,7 @@ def load_map(path: Path) -> SceneMap:
         head.load_state_dict(load((directory / WEIGHTS).read_bytes()))
         return SceneMap(
             head.eval().requires_grad_(False),
-            load_tuned(directory / TUNED)
-            if card.get("tuned")
-            else build_encoder(_read(EncoderConfig, card["encoder"])),
+            _encoder(directory, card),
             _read(LocalizationConfig, card["localization"]),
             card["scene"],
             (int(card["image_size_px"][0]), int(card["image_size_px"][1])),

@@ -1,5 +1,5 @@
-"""Named budgets: `smoke` proves the loop, `quick` localizes on two CPU cores, `reduced` sooner and worse, `paper` is ACE's
-own for a GPU."""
+"""Named budgets: `smoke` proves the loop, `quick` localizes on two CPU cores, `reduced` sooner and worse, `paper` is
+ACE's own for a GPU."""
 
 from __future__ import annotations
 

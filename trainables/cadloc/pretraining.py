@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cadloc.contract import DivergenceError, Fault, InputError, Json, digest
+from cadloc.contract import DivergenceError, Fault, InputError, Json
 from cadloc.encoders.ace import AceFeatures, save_ace
 from cadloc.encoders.small import SmallFeatures
 from cadloc.pretraining_config import Contrastive, Distillation, PoolConfig, PretrainingConfig, Regression
@@ -257,9 +257,18 @@ def check_claim(directory: Path, config: PretrainingConfig) -> None:
     if not place.is_file():
         return
     try:
-        own = digest(json.loads(place.read_text())) == digest(config.model_dump(mode="json"))
+        other = _differing(json.loads(place.read_text()), config.model_dump(mode="json"), "")
     except ValueError:
-        own = False
-    if not own:
-        found, allowed = "a pre-training run of another configuration", "the same configuration, or an empty folder"
+        other = ["no JSON"]
+    if other:
+        found = f"a pre-training run of another configuration ({', '.join(other)})"
+        allowed = "the same configuration, or an empty folder"
         raise InputError(Fault(str(place), "config", found, allowed, "choose another folder"))
+
+
+def _differing(one: Json, other: Json, prefix: str) -> list[str]:
+    """Dotted keys whose values are not the same."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return [] if one == other else [prefix.removesuffix(".") or "all of it"]
+    keys = dict.fromkeys([*one, *other])
+    return [found for key in keys for found in _differing(one.get(key), other.get(key), f"{prefix}{key}.")]

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from cadloc.artifacts import write_table
+from cadloc.checkpoints import read_checkpoint
 from cadloc.config import TrialConfig
 from cadloc.contract import DivergenceError, Fault, InputError, digest, identity
 from cadloc.heads.head import Head
@@ -95,9 +95,9 @@ class Training:
         Raises InputError for a checkpoint of another configuration or another buffer.
         """
         path = self._directory / CHECKPOINT
-        if not path.is_file():
+        stored = read_checkpoint(path, self._device)
+        if stored is None:
             return False
-        stored: dict[str, Any] = torch.load(path, map_location=self._device, weights_only=True)
         if stored["fingerprint"] != self._fingerprint():
             allowed = "one of this very configuration and buffer"
             raise InputError(Fault(str(path), "checkpoint", "a checkpoint of another trial", allowed, "delete it"))

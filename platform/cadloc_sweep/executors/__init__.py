@@ -14,7 +14,10 @@ from cadloc_sweep.trials import Trial, TrialResult
 
 @dataclass(frozen=True)
 class StageJob:
-    """A stage to be made in `directory` (exists, empty) from its finished `inputs` by role. Safe to send."""
+    """A stage to be made in `directory` from its finished `inputs` by role. Safe to send.
+
+    The directory exists; it is empty but for kinds in `cadloc.catalog.RESUMABLE`.
+    """
 
     spec: StageSpec
     inputs: Mapping[str, Path]

@@ -48,18 +48,21 @@ class TrainingJob:
 class RayTraining(RayExecutor):
     """A Ray of our own or a cluster, as for sweeps, that pre-trains encoders."""
 
-    def pretrain(self, job: TrainingJob) -> dict[str, Json]:
+    def pretrain(
+        self, job: TrainingJob, on_building: Callable[[int, int], None] = lambda done, buildings: None
+    ) -> dict[str, Json]:
         """Renders what is missing of the pool, a building per core, trains, and returns the encoder's card.
 
-        Raises what `cadloc.pretraining.pretrain` raises, ExecutorUnreachable, OutOfResources when the workers fit
-        nowhere or keep dying, KeyboardInterrupt after a Ctrl-C: called again it goes on.
+        `on_building` hears how many of how many buildings are rendered. Raises what `cadloc.pretraining.pretrain`
+        raises, ExecutorUnreachable, OutOfResources when the workers fit nowhere or keep dying, KeyboardInterrupt after
+        a Ctrl-C: called again it goes on.
         """
         from cadloc.pretraining import claim
 
         claim(job.directory, job.config)
         self._connect()
         _check_room(job)
-        _render_pool(job)
+        _render_pool(job, on_building)
         answer = _trained(job)
         if isinstance(answer, CadlocError):
             raise answer
@@ -78,7 +81,7 @@ def _check_room(job: TrainingJob) -> None:
         raise OutOfResources(f"{job.workers} workers need {wanted}; the cluster has {has}")
 
 
-def _render_pool(job: TrainingJob) -> None:
+def _render_pool(job: TrainingJob, on_building: Callable[[int, int], None]) -> None:
     import ray
     from ray.exceptions import RayError
 
@@ -90,8 +93,12 @@ def _render_pool(job: TrainingJob) -> None:
     pool = Pool.below(folder, config)
     variables = {**worker_environment(), **NO_THREADS}
     task = ray.remote(num_cpus=1, max_retries=RETRIES, runtime_env={"env_vars": variables})(render_piece)
+    waiting = [task.remote(config, pool, index) for index in pool.missing()]
     try:
-        ray.get([task.remote(config, pool, index) for index in range(config.buildings) if not pool.has(index)])
+        while waiting:
+            done, waiting = ray.wait(waiting)
+            ray.get(done)
+            on_building(config.buildings - len(waiting), config.buildings)
     except RayError as error:
         raise original(error) from error
 

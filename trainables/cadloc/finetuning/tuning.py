@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from cadloc.artifacts import write_table
+from cadloc.checkpoints import read_checkpoint
 from cadloc.contract import DivergenceError, Fault, InputError, digest
 from cadloc.encoders import Encoder
 from cadloc.encoders.images import features_of
@@ -261,9 +262,9 @@ def _rows(encoder: LearnedEncoder, images: Tensor, pixels: Sequence[Tensor], con
 
 
 def _resumed(tuning: Tuning, path: Path, fingerprint: str) -> bool:
-    if not path.is_file():
+    stored = read_checkpoint(path, tuning.config.device)
+    if stored is None:
         return False
-    stored: dict[str, Any] = torch.load(path, map_location=tuning.config.device, weights_only=True)
     if stored["fingerprint"] != fingerprint:
         allowed = "one of this very configuration and material"
         raise InputError(Fault(str(path), "checkpoint", "a checkpoint of another run", allowed, "delete it"))
