@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -15,10 +16,13 @@ from cadloc.contract import InputError
 from cadloc.geometry import cell_pixels, pinhole, rigid
 from cadloc.pretraining import pretrain
 from cadloc.pretraining_config import Contrastive, PoolConfig, PretrainingConfig
-from cadloc.pretraining_history import History
+from cadloc.pretraining_history import History, Row
 from cadloc.pretraining_pairs import PooledBuilding
+from cadloc_sweep.cli import run_command
+from cadloc_sweep.encoder_progress import RunLines, followed
 from cadloc_sweep.encoder_training import TrainingPlace, pretrain_encoder, read_config
 from cadloc_sweep.failures import OutOfResources
+from cadloc_sweep.lock import SweepLock
 
 SETTINGS = """\
 pool: {buildings: 2, held_out: 1}
@@ -26,6 +30,7 @@ method: {name: contrastive, pairs: 4, pairs_per_building: 2, matches: 12}
 steps: 3
 width_px: 64
 height_px: 64
+precision: float32
 learning_rate: 0.0001
 warm_up: 30
 validation_pairs: 2
@@ -109,14 +114,14 @@ def test_two_workers_on_ray_end_where_one_does(tmp_path: Path, settings: Path) -
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=0, atol=0.02 * value.abs().max().item(), msg=name)
     with pytest.raises(OutOfResources, match="64 CPU"):
-        pretrain_encoder(place(tmp_path, "large"), settings, TrainingPlace(workers=64), mlflow=False)
+        pretrain_encoder(place(tmp_path, "large"), settings, TrainingPlace(workers=2, loaders=31), mlflow=False)
 
 
 def test_the_command_is_the_library(tmp_path: Path, settings: Path) -> None:
     """Without Ray and MLflow the command does what `pretrain` does with the file's settings."""
     config = PretrainingConfig(
         pool=PoolConfig(buildings=2, held_out=1), method=Contrastive(pairs=4, matches=12), steps=3, width_px=64,
-        height_px=64, learning_rate=1e-4, warm_up=30, validation_pairs=2, validate_every=2,
+        height_px=64, precision="float32", learning_rate=1e-4, warm_up=30, validation_pairs=2, validate_every=2,
     )  # fmt: skip
     assert read_config(settings) == config
     command, library = place(tmp_path, "command"), place(tmp_path, "library")
@@ -125,22 +130,32 @@ def test_the_command_is_the_library(tmp_path: Path, settings: Path) -> None:
     assert weights[0] == weights[1]
 
 
-def test_settings_that_mean_nothing_are_faults(tmp_path: Path) -> None:
-    """An unknown key and a value out of range are both named, with the method's own keys known."""
+def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+    """Settings, options that contradict one another, and the folder; nothing has been made then."""
     path = tmp_path / "wrong.yaml"
     path.write_text("method: {name: regression, images: 0}\nstep: 3\n")
+    place = TrainingPlace(workers=0, gpus_per_worker=2, loaders=-1, device="cuda")
     with pytest.raises(InputError) as error:
-        read_config(path)
-    assert {fault.key for fault in error.value.faults} == {"method.images", "step"}
-
-
-def test_a_place_that_contradicts_itself_is_refused() -> None:
-    """All faults at once: no workers, half GPUs, and a device of this process beside Ray's."""
-    with pytest.raises(InputError) as error:
-        TrainingPlace(workers=0, gpus_per_worker=2, loaders=-1, device="cuda")
-    assert [fault.key for fault in error.value.faults] == ["--workers", "--gpus-per-worker", "--loaders", "--device"]
+        pretrain_encoder(path, path, place)
+    options = ["--workers", "--gpus-per-worker", "--loaders", "--device"]
+    assert sorted(fault.key for fault in error.value.faults) == sorted([*options, "method.images", "step", str(path)])
+    with pytest.raises(InputError):
+        pretrain_encoder(tmp_path / "new", path)
+    assert not (tmp_path / "new").exists()
     assert not TrainingPlace().on_ray
     assert TrainingPlace(workers=2).on_ray
+
+
+def test_what_a_method_cannot_do_is_said_before_anything_is_rendered(tmp_path: Path) -> None:
+    """An absent teacher, and a batch that the workers cannot share: both, with the file they stand in."""
+    path = tmp_path / "wrong.yaml"
+    path.write_text("method: {name: distillation, teacher: nowhere, images: 8}\n")
+    with pytest.raises(InputError) as error:
+        pretrain_encoder(tmp_path / "new", path, TrainingPlace(workers=3))
+    assert {(fault.file, fault.key) for fault in error.value.faults} == {
+        (str(path), "method.teacher"), (str(path), "method.images"),
+    }  # fmt: skip
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path, settings: Path) -> None:
@@ -149,12 +164,71 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path, settings: Path) -
         pretrain_encoder(place(tmp_path, "run"), settings, TrainingPlace(device="cuda:63"), mlflow=False)
 
 
+def test_lines_tell_of_first_last_and_measured_steps() -> None:
+    """Besides those, the newest of the rest once per interval, with the time that the pace so far leaves."""
+    lines, seconds = [], iter(range(0, 10_000, 4))
+    told = RunLines(40, lines.append, every_s=60, clock=lambda: next(seconds))
+    told.rendered(3, 3)
+    told.heard([{"step": step, "loss": 1 / step} for step in range(11, 31)])
+    told.heard([{"step": 31, "loss": 0.5, "precision/photo": 0.25}])
+    for step in range(32, 41):
+        told.heard([{"step": step, "loss": 0.5}])
+    assert [line.split("  ")[0] for line in lines] == [
+        "rendered 3 of 3 buildings", "step 11 of 40", "step 31 of 40", "step 40 of 40",
+    ]  # fmt: skip
+    assert "precision: photo 0.250" in lines[2]
+    assert "left" in lines[2]
+    assert "left" not in lines[1] + lines[3]
+
+
+def test_rows_that_another_process_writes_are_heard_once(tmp_path: Path) -> None:
+    """Of a history that grows, what came after the beginning is told, in order, the last of it at the end."""
+    path, heard = tmp_path / "history.csv", []
+    rows = [{"step": float(step), "loss": 1.0} for step in range(1, 6)]
+    History(rows[:2]).write(path)
+    with followed(path, 2, heard.extend):
+        History(rows).write(path)
+    assert heard == rows[2:]
+
+
+@pytest.fixture
+def _program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["cadloc-sweep"])
+
+
+@pytest.mark.usefixtures("_program")
+def test_the_card_is_printed_and_progress_told(
+    tmp_path: Path, settings: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stdout is the card; stderr tells steps and precision; after Ctrl-C (code 4) it tells how to go on, and does."""
+    directory = place(tmp_path, "run")
+    command = ["encoder", "pretrain", "--out", str(directory), "--config", str(settings), "--no-mlflow"]
+
+    def interrupted(lines: RunLines, rows: Sequence[Row]) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunLines, "heard", interrupted)
+        assert run_command(command) == 4
+    assert "the same command goes on after step 0" in capsys.readouterr().err
+    assert run_command(command) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["training"]["config"]["steps"] == 3
+    assert "step 1 of 3  loss" in printed.err
+    assert "precision: same_appearance" in printed.err
+    with SweepLock(directory / "lock"):
+        assert run_command(command) == 7
+    assert run_command(command) == 0
+    assert "going on after step 3 of 3" in capsys.readouterr().err
+
+
 def test_a_run_is_in_mlflow_once(tmp_path: Path, settings: Path) -> None:
     """Curves, settings, final precision, card, history and weights; going on with a finished run adds no second one."""
     mlflow = pytest.importorskip("mlflow")
-    directory = place(tmp_path, "run")
+    directory, said = place(tmp_path, "run"), []
     for _ in range(2):
-        card = pretrain_encoder(directory, settings)
+        card = pretrain_encoder(directory, settings, say=said.append)
+    assert said[-1].endswith(f"ui --out {directory}")
     client = mlflow.MlflowClient(f"sqlite:///{directory / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("encoders")
     (run,) = client.search_runs([experiment.experiment_id])
@@ -168,12 +242,10 @@ def test_a_run_is_in_mlflow_once(tmp_path: Path, settings: Path) -> None:
     assert names >= {"small.json", "small.safetensors", "history.csv", "config.json"}
 
 
-def test_an_mlflow_that_is_broken_stops_nothing(
-    tmp_path: Path, settings: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_mlflow_that_is_broken_stops_nothing(tmp_path: Path, settings: Path) -> None:
     """Where MLflow's database is none, the run ends as ever, and says once that it is not recorded."""
     pytest.importorskip("mlflow")
-    directory = place(tmp_path, "run")
+    directory, said = place(tmp_path, "run"), []
     (directory / "mlflow.db").write_bytes(b"no database" * 100)
-    assert pretrain_encoder(directory, settings)["final_loss"] > 0
-    assert capsys.readouterr().err.count("is unreachable") == 1
+    assert pretrain_encoder(directory, settings, say=said.append)["final_loss"] > 0
+    assert sum("is unreachable" in line for line in said) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from cadloc.config import AceEncoder, DenseHog, EncoderConfig, SmallEncoder
+from cadloc.config import AceEncoder, DenseHog, EncoderConfig, SmallEncoder, TrialConfig
 from cadloc.contract import InputError
+from cadloc.documents import Document
 from cadloc.encoders import build
-from cadloc.encoders.ace import AceFeatures
+from cadloc.encoders.ace import AceFeatures, save_ace
 from cadloc.encoders.small import SHIPPED, SmallFeatures
-from cadloc.pretraining import save_ace
+from cadloc.faults import validate
 
 ALL: tuple[EncoderConfig, ...] = (AceEncoder(), SmallEncoder(weights="random"), SmallEncoder(), DenseHog())
 
@@ -131,23 +133,30 @@ def test_ace_survives_its_file(tmp_path: Path) -> None:
 
 
 def test_a_refused_pickle_says_why(tmp_path: Path) -> None:
-    """Where a file needs code to load, the fault says so, what is allowed, and how to make it."""
-    torch.save({"conv1.weight": Payload(tmp_path / "code_ran")}, tmp_path / "file.pt")
+    """Where a file named by a trial needs code to load, the fault says so, what is allowed, and how to make it."""
+    file, trace = tmp_path / "file.pt", tmp_path / "code_ran"
+    torch.save({"conv1.weight": Payload(trace)}, file)
+    data = {"scene": {"name": "gate", "built_in": True}, "encoder": {"name": "ace", "weights": str(file)}}
+    encoder = validate(TrialConfig, Document("trial", data)).encoder
     with pytest.raises(InputError, match="a pickle with code") as error:
-        AceFeatures.from_file(tmp_path / "file.pt")
-    assert "torch.save" in error.value.faults[0].allowed
-    assert "state_dict()" in error.value.faults[0].action
-    assert not (tmp_path / "code_ran").exists()
+        build(encoder)
+    (told,) = error.value.faults
+    assert (told.file, told.key) == (str(file), "encoder.weights")
+    assert "torch.save" in told.allowed
+    assert "state_dict()" in told.action
+    assert not trace.exists()
+    torch.load(file, weights_only=False)
+    assert trace.exists()  # a careless reader would have run it
 
 
 class Payload:
-    """Unpickling it leaves a file behind."""
+    """Unpickling it runs a command that leaves a file behind."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
 
-    def __reduce__(self) -> tuple[object, tuple[Path]]:
-        return Path.touch, (self.target,)
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch '{self.target}'",)
 
 
 @pytest.mark.parametrize("kind", ["pickle", "torch", "text", "absent", "list"])

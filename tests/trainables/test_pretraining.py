@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import cv2
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from cadloc.contract import InputError
+from cadloc.encoders.images import features_of
 from cadloc.encoders.small import SmallFeatures
 from cadloc.geometry import Array, cell_pixels, inverse, pinhole, project, rigid, transform_points
 from cadloc.pretraining import (
@@ -31,7 +32,6 @@ from cadloc.pretraining import (
 )
 from cadloc.pretraining_config import Contrastive, PoolConfig
 from cadloc.pretraining_contrast import hardest
-from cadloc.pretraining_data import render_building
 from cadloc.pretraining_history import History
 from cadloc.pretraining_pairs import (
     Grid,
@@ -77,14 +77,25 @@ TINY = PretrainingConfig(
     pool=PoolConfig(buildings=2, held_out=1, targets=1, views_per_target=2, width_px=96, height_px=64),
     method=Contrastive(pairs=2, pairs_per_building=1, matches=12),
     steps=8, width_px=64, height_px=64, warm_up=1, checkpoint_every=3, validation_pairs=2, validate_every=4,
-    learning_rate=3e-3,
+    learning_rate=3e-3, precision="float32",
 )  # fmt: skip
+POOLED = TINY.model_copy(
+    update={"pool": TINY.pool.model_copy(update={"views_per_target": 4, "appearances": 1}), "steps": 4}
+)
 
 
 @pytest.fixture(scope="module")
 def walls() -> list[PooledBuilding]:
     """Two walls."""
     return [wall(0), wall(1)]
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[tuple[int, int]]]:
+    """Directory and card of a whole run, and what it told of its buildings."""
+    directory, told = tmp_path_factory.mktemp("pretrained"), []
+    card = pretrain(POOLED, directory, Site(on_building=lambda done, buildings: told.append((done, buildings))))
+    return directory, card, told
 
 
 def test_info_nce_is_its_definition() -> None:
@@ -217,39 +228,57 @@ def test_a_view_matches_itself(walls: list[PooledBuilding]) -> None:
     assert matching_precision(encoder, walls, 3, 0)["across_appearance"] < 0.9
 
 
-def test_pretraining_renders_trains_and_leaves_an_encoder(tmp_path: Path) -> None:
-    """From nothing but a configuration to weights with a card; done again it changes nothing, a rival is refused."""
-    pool = TINY.pool.model_copy(update={"views_per_target": 4, "appearances": 1})
-    config = TINY.model_copy(update={"pool": pool})
-    card = pretrain(config, tmp_path)
-    assert SmallFeatures.from_file(tmp_path / "small.safetensors")
-    assert card["training"]["config"]["steps"] == 8
+def test_pretraining_renders_trains_and_leaves_an_encoder(
+    pretrained: tuple[Path, dict[str, Any], list[tuple[int, int]]],
+) -> None:
+    """From nothing but a configuration to weights with a card; done again it changes nothing."""
+    directory, card, told = pretrained
+    assert told == [(1, 2), (2, 2)]
+    assert SmallFeatures.from_file(directory / "small.safetensors")
+    assert card["training"]["config"]["steps"] == 4
     assert set(card["validation"]) == {"same_appearance", "photo"}
-    rows = History.read(tmp_path / "history.csv").rows
-    assert [row["step"] for row in rows if "precision/photo" in row] == [4, 8]
+    rows = History.read(directory / "history.csv").rows
+    assert [row["step"] for row in rows if "precision/photo" in row] == [4]
     assert rows[-1]["precision/photo"] == card["validation"]["photo"]
+    first = (directory / "small.safetensors").read_bytes()
+    assert pretrain(POOLED, directory) == card
+    assert (directory / "small.safetensors").read_bytes() == first
+
+
+def test_a_directory_belongs_to_one_configuration(
+    pretrained: tuple[Path, dict[str, Any], list[tuple[int, int]]], tmp_path: Path
+) -> None:
+    """A rival is told which keys differ; what is no checkpoint is named, with what to do, and not run."""
+    rival = POOLED.model_copy(update={"seed": 1, "method": Contrastive(pairs=3, pairs_per_building=1, matches=12)})
+    with pytest.raises(InputError, match=r"another configuration \(method\.pairs, seed\)"):
+        pretrain(rival, pretrained[0])
+    (tmp_path / "checkpoint.pt").write_bytes((pretrained[0] / "checkpoint.pt").read_bytes()[:2000])
+    with pytest.raises(InputError, match=r"checkpoint\.pt.*remove it"):
+        train([wall(0)], POOLED, tmp_path)
+
+
+def test_photographs_stand_where_their_renders_do(
+    pretrained: tuple[Path, dict[str, Any], list[tuple[int, int]]],
+) -> None:
+    """Of a held-out building, render and photograph have the same depth, and look different."""
     render, photograph = (
-        PooledBuilding.open(tmp_path / "pool" / f"{name}_0001") for name in ("building", "photographs")
+        PooledBuilding.open(pretrained[0] / "pool" / f"{name}_0001") for name in ("building", "photographs")
     )
     both = (render.depths_m > 0) & (photograph.depths_m > 0)
     assert both.sum() > 0.6 * (render.depths_m > 0).sum()
     near = np.isclose(render.depths_m[both], photograph.depths_m[both], rtol=0.01)
     assert near.mean() > 0.95
     assert np.abs(render.images.astype(int) - photograph.images)[both].mean() > 10
-    first = (tmp_path / "small.safetensors").read_bytes()
-    assert pretrain(config, tmp_path) == card
-    assert (tmp_path / "small.safetensors").read_bytes() == first
-    with pytest.raises(InputError, match="another configuration"):
-        pretrain(config.model_copy(update={"seed": 1}), tmp_path)
 
 
-def test_a_rendered_building_is_posed_as_it_looks(tmp_path: Path) -> None:
+def test_a_rendered_building_is_posed_as_it_looks(
+    pretrained: tuple[Path, dict[str, Any], list[tuple[int, int]]],
+) -> None:
     """In the pool, points seen in one view project into the others at the depth those views have there."""
-    config = TINY.pool.model_copy(update={"views_per_target": 3})
-    render_building(config, 0, tmp_path / "building")
-    building = PooledBuilding.open(tmp_path / "building")
+    building = PooledBuilding.open(pretrained[0] / "pool" / "building_0000")
     assert building.images.shape[1:] == (64, 96, 3)
     assert building.depths_m[building.depths_m > 0].min() > 1
+    assert len(building.pairs)
     for i, j in building.pairs:
         match = match_cells(plain_views(building)[i], plain_views(building)[j])
         assert len(match.cells_a) > 0.12 * 96
@@ -311,3 +340,19 @@ def test_who_draws_the_data_changes_nothing(walls: list[PooledBuilding], tmp_pat
     _, here = train(walls, config, tmp_path / "here")
     _, ahead = train(walls, config, tmp_path / "ahead", site=Site(loaders=1))
     assert here.losses == ahead.losses
+
+
+def test_bfloat16_is_float32_but_for_rounding(walls: list[PooledBuilding], tmp_path: Path) -> None:
+    """Features come as float32 of bfloat16's digits, and a few steps' losses are those of float32 to a few per cent."""
+    encoder, image = SmallFeatures().initialised(0).eval(), torch.from_numpy(walls[0].images[:1]).permute(0, 3, 1, 2)
+    exact, short = (features_of(encoder, image, precision) for precision in ("float32", "bfloat16"))
+    assert exact.dtype == short.dtype == torch.float32
+    assert not torch.equal(exact, short)
+    torch.testing.assert_close(short, exact, rtol=0, atol=0.05 * exact.abs().max().item())
+    config = TINY.model_copy(update={"steps": 3, "learning_rate": 1e-4})
+    losses = [
+        train(walls, config.model_copy(update={"precision": precision}), tmp_path / precision)[1].losses
+        for precision in ("float32", "bfloat16")
+    ]
+    assert losses[0] != losses[1]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.03)

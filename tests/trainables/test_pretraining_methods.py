@@ -85,6 +85,7 @@ def toy_extractors(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def config_of(method: Method, **others: Any) -> PretrainingConfig:
     """A run of few small images."""
     given: dict[str, Any] = {"steps": 6, "width_px": 64, "height_px": 64, "warm_up": 1, "checkpoint_every": 4}
+    given["precision"] = "float32"
     return PretrainingConfig(method=method, **(given | others))
 
 

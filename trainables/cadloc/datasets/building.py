@@ -76,8 +76,9 @@ def finish(config: Mapping[str, Json], inputs: Mapping[str, Path], directory: Pa
     job = _job(config)
     planned = {split: sum(split == other for other, _ in job.plan) for split, _ in job.plan}
     written = {split: len(list((directory / FOLDERS[split] / "rgb").glob("*"))) for split in planned}
-    if not all(written.values()):
-        found = f"none of the {planned['query']} query viewpoints sees enough of it"
+    empty = [split for split in planned if not written[split]]
+    if empty:
+        found = f"none of the {planned[empty[0]]} {empty[0]} viewpoints sees enough of it"
         allowed, action = "a model in the scene's place", "check its registration, units and up axis"
         raise InputError(Fault(job.scene.name, f"query_sets.{job.source}", found, allowed, action))
     write_card(

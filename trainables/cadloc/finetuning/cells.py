@@ -14,7 +14,7 @@ from cadloc.encoders.images import STRIDE
 from cadloc.samples import Batch
 
 Role: TypeAlias = Literal["photos", "renders", "first", "second"]
-"""`photos` and `renders` are pairs pixel by pixel; `first` and `second` are synthetic views of the same points."""
+"""Cells of `photos` and `renders` see the same points, in order; so do those of two synthetic views, `first`, `second`."""
 
 
 @dataclass(frozen=True)

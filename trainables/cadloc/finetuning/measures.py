@@ -20,8 +20,12 @@ from cadloc.encoders.images import STRIDE
 from cadloc.finetuning.cells import CellBatch, read_cells
 from cadloc.finetuning.pairs import PairedView, stored
 from cadloc.geometry import Array, cell_pixels
+from cadloc.pretraining_pairs import SAME_DEPTH
 
 Item = TypeVar("Item")
+
+CUT_SHARE = 6
+"""That part of a render's height and width is cut off before it is compared with its photo."""
 
 MOST_CELLS = 256
 """Cells per image that are matched."""
@@ -36,16 +40,23 @@ def pair_measures(encoder: Encoder, pairs: Sequence[PairedView], device: str) ->
 
 
 def _pair_measure(encoder: Encoder, pair: PairedView, device: str) -> tuple[float, float] | None:
-    photo, render = (feature_map(encoder, stored(view).images[0], device) for view in (pair.photo, pair.render))
+    """Of one pair. The render loses its first rows and columns, so that the place in the picture tells nothing."""
+    image, depth_m = stored(pair.render).images[0], stored(pair.render).depths_m[0]
+    cut = [side // STRIDE // CUT_SHARE * STRIDE for side in image.shape[:2]]
+    photo = feature_map(encoder, stored(pair.photo).images[0], device)
+    render = feature_map(encoder, image[cut[0] :, cut[1] :], device)
     pixels = cell_pixels(*photo.shape[1:]).reshape(-1, 2)
-    depths_m = [sample_depth_m(stored(view).depths_m[0], pixels) for view in (pair.photo, pair.render)]
-    seen = np.flatnonzero(np.isfinite(depths_m).all(axis=0)).tolist()
-    known = np.array(evenly_spread(seen, MOST_CELLS), int)
+    inside = (pixels >= cut[::-1]).all(axis=1)
+    depths_m = sample_depth_m(stored(pair.photo).depths_m[0], pixels), sample_depth_m(depth_m, pixels)
+    with np.errstate(invalid="ignore"):  # NaN: sees nothing of the model
+        alike = np.abs(depths_m[0] / depths_m[1] - 1) < SAME_DEPTH
+    known = np.array(evenly_spread(np.flatnonzero(inside & alike).tolist(), MOST_CELLS), int)
     if not len(known):
         return None
-    cells, targets = photo.flatten(1).T[known], render.flatten(1).T
-    agreement = float(cosine_similarity(cells, targets[known]).mean())
-    return agreement, _hit_share(cells, render, pixels[known])
+    there = pixels[known] - cut[::-1]
+    column, row = (there // STRIDE).astype(int).T
+    cells, targets = photo.flatten(1).T[known], render[:, row, column].T
+    return float(cosine_similarity(cells, targets).mean()), _hit_share(cells, render, there)
 
 
 def kept_measures(encoder: Encoder, original: Encoder, replay: tuple[CellBatch, CellBatch]) -> dict[str, float]:

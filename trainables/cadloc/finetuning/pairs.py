@@ -1,7 +1,8 @@
 """Pairs to learn from: a photo and a render of the same name, and synthetic views that see the same points.
 
-Photo and render share pose and intrinsics, so one warp (scale, turn, crop) serves both and a cell of the one sees
-what the same cell of the other does. Their appearance is drawn apart: the render is developed anew under another
+Photo and render share pose and intrinsics, but each is scaled, turned and cropped by itself: were the partner of a
+cell always at the same place of the other picture, features could tell the place, which borders and padding betray,
+and meet the loss without looking. Their appearance is drawn apart, too: the render is developed anew under another
 sky, light and camera, the photo is only made brighter or darker.
 """
 
@@ -118,7 +119,7 @@ class SyntheticViews:
 def draw_pairs(
     pairs: Sequence[PairedView], crops: CropSettings, count: int, matches: int, generator: np.random.Generator
 ) -> tuple[CellBatch, CellBatch]:
-    """`count` photo crops and the same crops of their renders, with the same `matches` cells each.
+    """`count` photo crops and crops of their renders, with `matches` cells each that see the same points.
 
     Raises InputError when crops of that size hardly ever hold so many cells that see the model.
     """
@@ -155,24 +156,27 @@ def _drawn(
 def draw_pair(
     pair: PairedView, crops: CropSettings, matches: int, generator: np.random.Generator
 ) -> tuple[CellBatch, CellBatch] | None:
-    """One crop of the photo and of the render; None when fewer cells than `matches` see the model in both."""
+    """A crop of the photo and another of the render; None when fewer cells than `matches` see the same of the model.
+
+    Photos of another model than the render's (a twin, another author's) must show it at much the same depth; the
+    points are the render's, on the ray that both pixels share.
+    """
     photo, render = stored(pair.photo), stored(pair.render)
     focus_px = _known_pixel((photo.depths_m[0] > 0) & (render.depths_m[0] > 0), generator)
     if focus_px is None:
         return None
-    warp = crop_about(pair.render.intrinsics, focus_px, crops, generator)
-    of_photo, of_render = WarpedView(photo, 0, warp), WarpedView(render, 0, warp)
-    pixels = grid_of(of_render)
-    points_cad, depth_m = points_of(of_render, pixels)
-    render_image, hidden = _developed(of_render, crops, generator)
-    known = np.isfinite(depth_m) & np.isfinite(of_photo.depth_m(pixels)) & ~_at(hidden, pixels)
+    a, b = (WarpedView(view, 0, crop_about(view.intrinsics[0], focus_px, crops, generator)) for view in (photo, render))
+    match = match_cells(a, b)
+    points_cad = points_of(b, match.pixels_b)[0]
+    render_image, hidden = _developed(b, crops, generator)
+    visible = np.isfinite(points_cad).all(axis=1) & ~_at(hidden, match.pixels_b)
     light = AugmentationConfig(brightness=crops.photo_brightness, contrast=crops.photo_contrast)
-    photo_image = jitter(warp.image(photo.images[0], photo.intrinsics[0]), light, generator)
-    chosen = _chosen(np.flatnonzero(known), matches, generator)
+    photo_image = jitter(a.warp.image(photo.images[0], photo.intrinsics[0]), light, generator)
+    chosen = _chosen(np.flatnonzero(visible), matches, generator)
     if chosen is None:
         return None
-    seen = pixels[chosen], points_cad[chosen]
-    return _cell_batch(of_photo, photo_image, *seen), _cell_batch(of_render, render_image, *seen)
+    pixels_a, seen = grid_of(a)[match.cells_a[chosen]], points_cad[chosen]
+    return _cell_batch(a, photo_image, pixels_a, seen), _cell_batch(b, render_image, match.pixels_b[chosen], seen)
 
 
 def draw_replay_pair(

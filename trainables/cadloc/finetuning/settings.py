@@ -38,8 +38,8 @@ class InfoNce(Settings):
 
     name: Literal["info_nce"] = "info_nce"
     temperature: Positive = 0.07
-    reach_m: Positive = 1.0
-    reach_share: Fraction = 0.03
+    reach_m: Positive = 0.3
+    reach_share: Fraction = 0.01
     """Of the scene's diameter; the larger of the two holds. Cells that see a nearer point are no negatives."""
 
 
@@ -68,7 +68,7 @@ PairLoss: TypeAlias = Annotated[
 
 
 class CropSettings(Settings):
-    """Crops that a step learns from, each scaled, turned and shifted at random, photo and render alike."""
+    """Crops that a step learns from, each scaled, turned and shifted at random, photo and render apart."""
 
     width_px: Side = 320
     height_px: Side = 240
@@ -76,8 +76,8 @@ class CropSettings(Settings):
     rotation_deg: Degrees = 10.0
     develop_renders: bool = True
     """Whether renders get another sky, light and camera in every step; synthetic views always do."""
-    photo_brightness: Fraction = 0.1
-    photo_contrast: Fraction = 0.1
+    photo_brightness: Fraction = 0.3
+    photo_contrast: Fraction = 0.3
 
 
 class TuningSettings(Settings):
@@ -117,6 +117,12 @@ class TuningSettings(Settings):
     """At most so many pairs are measured on, and about as many crops."""
     seed: Seed = 0
     device: Literal["cpu", "cuda"] = "cpu"
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> TuningSettings:
+        if self.warm_up >= self.steps:
+            raise ValueError(f"warm_up = {self.warm_up} of steps = {self.steps} never gets to the learning rate")
+        return self
 
     @model_validator(mode="after")
     def _adapters_are_read(self) -> TuningSettings:
@@ -184,10 +190,10 @@ class AdversarialTuning(TuningSettings):
     Ganin et al., 2016)."""
 
     name: Literal["adversarial"] = "adversarial"
-    weight: Positive = 0.1
-    """Of the reversed gradient, at the end of its ramp."""
+    weight: Positive = 3.0
+    """Of the reversed gradient, at the end of its ramp: at 1 it is far below the other objectives'."""
     width: Annotated[int, Field(ge=8, le=4096)] = 128
-    discriminator_learning_rate: Positive = 1e-3
+    discriminator_learning_rate: Positive = 3e-3
     loss: PairLoss | None = None
     """A loss of pairs besides. None: the two sets of features are made alike, and no photo needs a render."""
 

@@ -39,6 +39,8 @@ from cadloc.whole_files import write_bytes
 
 CHECKPOINT, HISTORY = "checkpoint.pt", "history.csv"
 ADAPTER_CHANNELS = 64
+LOOK_EVERY = 10
+"""Steps between two looks at the gradients of the single objectives, which cost a backward pass each."""
 _STEPS, _PREPARATION, _VALIDATION = 0, 1, 2
 """Streams of random numbers: of the steps, of what precedes them, of validation."""
 
@@ -171,7 +173,8 @@ def update(tuning: Tuning, drawn: Step, diameter_m: float, *, separate: bool) ->
     row["train/gradient_norm"] = float(gradient.norm())
     _check(tuning.step, row)
     _apply(tuning, gradient, found.own)
-    return {**row, **{f"cosine/{name}": value for name, value in cosines(found.encoder).items()}}
+    norms = {f"norm/{name}": float(each.norm()) for name, each in found.encoder.items()} if separate else {}
+    return {**row, **norms, **{f"cosine/{name}": value for name, value in cosines(found.encoder).items()}}
 
 
 def _apply(tuning: Tuning, gradient: Tensor, own: Sequence[Tensor | None]) -> None:
@@ -213,10 +216,15 @@ def _until_validation(tuning: Tuning, material: Material, validation: Material, 
         return draw_step(material, config, tuning.strategy, np.random.default_rng([config.seed, _STEPS, step]))
 
     steps = drawn_ahead(draw, range(tuning.step, target), readers)
-    rows = [update(tuning, drawn, material.diameter_m, separate=tuning.step + 1 == target) for drawn in steps]
+    rows = [update(tuning, drawn, material.diameter_m, separate=_looks(tuning.step, target)) for drawn in steps]
     names = dict.fromkeys(name for row in rows for name in row)
     means = {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
     tuning.history.append({"step": float(tuning.step), **means, **validated(tuning, validation)})
+
+
+def _looks(step: int, target: int) -> bool:
+    """Whether a step keeps its objectives' gradients apart, for their norms and cosines."""
+    return step % LOOK_EVERY == LOOK_EVERY - 1 or step + 1 == target
 
 
 @torch.no_grad()
