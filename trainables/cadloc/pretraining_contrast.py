@@ -82,7 +82,7 @@ def batch_loss(
     """
     device = next(encoder.parameters()).device
     images = as_images([pair.image_a for pair in pairs] + [pair.image_b for pair in pairs], device)
-    features_a, features_b = features_of(encoder, images, precision).split(len(pairs))
+    features_a, features_b = torch.split(features_of(encoder, images, precision), len(pairs))
     rows_a = at_cells(features_a, [pair.match.cells_a for pair in pairs])
     rows_b = at_pixels(features_b, [pair.match.pixels_b for pair in pairs])
     others_a = at_cells(features_a, [pair.others_a.cells for pair in pairs])

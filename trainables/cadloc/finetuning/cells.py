@@ -14,7 +14,8 @@ from cadloc.encoders.images import STRIDE
 from cadloc.samples import Batch
 
 Role: TypeAlias = Literal["photos", "renders", "first", "second"]
-"""Cells of `photos` and `renders` see the same points, in order; so do those of two synthetic views, `first`, `second`."""
+"""Cells of `photos` and `renders` see the same points, in order; so do those of two synthetic views, `first` and
+`second`."""
 
 
 @dataclass(frozen=True)
