@@ -139,9 +139,9 @@ class TuningHead(Settings):
     blocks: Annotated[int, Field(ge=0, le=16)] = 1
     anchors: Annotated[int, Field(ge=2, le=65536)] = 512
     """Of the head `anchor`."""
-    samples: Count = 50_000
+    samples: Count = 30_000
     """Cells of synthetic views, under the original encoder, that it is fitted and prepared on."""
-    prepared_steps: Annotated[int, Field(ge=0)] = 2_000
+    prepared_steps: Annotated[int, Field(ge=0)] = 1_000
     """Updates of the head alone, before the encoder moves."""
     batch_size: Count = 2_048
     learning_rate: Positive = 2e-3
