@@ -180,6 +180,6 @@ def _short(value: Json) -> str:
             return "[" + ",".join(_short(item) for item in value) + "]"
         case float():
             return f"{value:.6g}"
-        case bool():
+        case bool() | None:
             return str(value).lower()
     return str(value)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cadloc.contract import CadlocError, Fault, InputError
+from cadloc.contract import CadlocError
 from cadloc_sweep.cli_encoder import encoder_app
 from cadloc_sweep.cli_options import (
     SWEEPS,
@@ -24,7 +24,6 @@ from cadloc_sweep.cli_options import (
     ExecutorChoice,
     Gpus,
     Out,
-    ReportFormat,
     Settings,
     Space,
     Store,
@@ -32,12 +31,12 @@ from cadloc_sweep.cli_options import (
     TrackingUri,
     Where,
 )
+from cadloc_sweep.cli_report import report, warn
 from cadloc_sweep.cli_scene import scene_app
 from cadloc_sweep.failures import ExitCode, exit_code_of
 
 if TYPE_CHECKING:
     from cadloc_sweep.executors import StageEvent
-    from cadloc_sweep.report.results import SweepResults
 
 app = typer.Typer(name="cadloc-sweep", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 cad_app = typer.Typer(no_args_is_help=True, help="Look at CAD files.")
@@ -110,7 +109,7 @@ def status(directory: Sweep, as_json: AsJson = False) -> None:
     from cadloc_sweep.report.results import read_sweep
     from cadloc_sweep.trials import SweepPaths
 
-    results = read_sweep(directory, _warn)
+    results = read_sweep(directory, warn)
     paths = SweepPaths(directory.resolve().parent, directory.resolve().name)
     if as_json:
         rows = [status_row(outcome, results.objective, paths) for outcome in results.outcomes]
@@ -119,38 +118,7 @@ def status(directory: Sweep, as_json: AsJson = False) -> None:
         output().print(status_overview(results, paths))
 
 
-@app.command()
-def report(
-    directory: Sweep,
-    format_: Annotated[ReportFormat, typer.Option("--format")] = ReportFormat.table,
-    matrix: Annotated[Path | None, typer.Option(help="Draw trained on × tested on: a PNG or SVG file.")] = None,
-    paired: Annotated[
-        str | None, typer.Option(metavar="SET", help="Instead, ratios to the baseline over a query set's queries.")
-    ] = None,
-    paired_metric: Annotated[
-        str | None,
-        typer.Option(help="translation_error_m (unless given), rotation_error_deg or dcre_mean_pct."),
-    ] = None,
-) -> None:
-    """Compare the arms of a sweep: means over seeds with 95 % intervals, and differences from the baseline."""
-    from cadloc_sweep.overviews import output
-    from cadloc_sweep.report import tables
-    from cadloc_sweep.report.results import read_sweep
-
-    results = read_sweep(directory, _warn)
-    if matrix is not None:
-        _draw_matrix(results, directory.resolve(), matrix)
-    if paired is not None or paired_metric is not None:
-        _print_paired(results, directory.resolve(), paired, paired_metric, format_)
-        return
-    if format_ is ReportFormat.table:
-        console = output()
-        console.print(tables.as_rich(results, console.width))
-        return
-    texts = {ReportFormat.json: tables.as_json, ReportFormat.csv: tables.as_csv, ReportFormat.md: tables.as_markdown}
-    print(texts[format_](results).rstrip("\n"))
-    if format_ is ReportFormat.md:
-        _print_matrix(results, directory.resolve())
+app.command()(report)
 
 
 @app.command()
@@ -293,45 +261,6 @@ def _unexpected(kind: type[BaseException], error: BaseException, trace: Tracebac
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         traceback.print_exception(kind, error, trace, file=file)
     print(f"internal error: {kind.__name__}: {error}; the traceback is in {path}", file=sys.stderr)
-
-
-def _print_matrix(results: SweepResults, directory: Path) -> None:
-    from cadloc_sweep.report.domain_matrix import count_queries, has_matrix, matrix_markdown
-    from cadloc_sweep.trials import SweepPaths
-
-    if has_matrix(results):
-        counts = count_queries(SweepPaths(directory.parent, directory.name), results)
-        print("\n" + matrix_markdown(results, queries=counts).rstrip("\n"))
-
-
-def _print_paired(
-    results: SweepResults, directory: Path, test_set: str | None, metric: str | None, format_: ReportFormat
-) -> None:
-    from cadloc_sweep.overviews import output
-    from cadloc_sweep.report import paired_text
-    from cadloc_sweep.report.paired import compare
-    from cadloc_sweep.trials import SweepPaths
-
-    if test_set is None:
-        raise InputError(Fault(str(directory), "--paired-metric", f"{metric} without --paired", "--paired SET with it"))
-    paths = SweepPaths(directory.parent, directory.name)
-    compared = compare(results, paths, test_set, metric or "translation_error_m", _warn)
-    if format_ is ReportFormat.table:
-        output().print(paired_text.as_rich(compared))
-    else:
-        print(paired_text.TEXTS[format_](compared).rstrip("\n"))
-
-
-def _draw_matrix(results: SweepResults, directory: Path, path: Path) -> None:
-    from cadloc_sweep.report.domain_matrix import count_queries
-    from cadloc_sweep.report.domain_matrix_figure import draw_matrix
-    from cadloc_sweep.trials import SweepPaths
-
-    draw_matrix(results, path, queries=count_queries(SweepPaths(directory.parent, directory.name), results))
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)
 
 
 def _tell_chunk(event: StageEvent) -> None:

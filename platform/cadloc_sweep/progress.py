@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -115,13 +116,14 @@ class PlainDisplay:
     def stages_wanted(self, missing: Sequence[StageSpec]) -> None:
         """Says what is built first."""
         if missing:
-            self._say(f"{len(missing)} stages to build: {', '.join(stage_label(spec) for spec in missing)}")
+            kinds = Counter(spec.kind for spec in missing)
+            self._say(f"stages to build: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}")
 
     def stage_event(self, event: StageEvent) -> None:
         """Says that a stage is complete, or now and then how far it is."""
-        label, now = stage_label(event.job.spec), time.monotonic()
-        if event.kind == "chunk" and now - self._said_s.setdefault(label, now) > PLAIN_EVERY_S:
-            self._said_s[label] = now
+        label, key, now = stage_label(event.job.spec), event.job.spec.key, time.monotonic()
+        if event.kind == "chunk" and now - self._said_s.setdefault(key, now) > PLAIN_EVERY_S:
+            self._said_s[key] = now
             self._say(f"stage {label}: {event.done}/{event.total}")
         if event.kind != "chunk":
             self._say(f"stage {label}: {event.kind} after {duration(event.seconds)} of work")
@@ -158,6 +160,7 @@ class LiveDisplay:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._bars = Progress(*columns, console=console)
         self._stages: dict[str, TaskID] = {}
+        self._to_build: TaskID | None = None
         self._trials: TaskID | None = None
         self._live = Live(console=console, get_renderable=self._drawn, refresh_per_second=4, transient=True)
 
@@ -175,21 +178,22 @@ class LiveDisplay:
             self._trials = self._bars.add_task("trials", total=self._state.to_run, start=False)
 
     def stages_wanted(self, missing: Sequence[StageSpec]) -> None:
-        """A bar per stage appears."""
-        for spec in missing:
-            self._stages[spec.key] = self._bars.add_task(escape(stage_label(spec)), total=None, start=False)
+        """The bar of the stages appears; one of its own has each stage under way, of hundreds a few."""
+        if missing:
+            self._to_build = self._bars.add_task("stages", total=len(missing))
 
     def stage_event(self, event: StageEvent) -> None:
         """A bar grows; a complete one is gone."""
-        task = self._stages.get(event.job.spec.key)
-        if task is None:
-            return
-        self._bars.start_task(task)
-        self._bars.update(task, completed=event.done, total=event.total or None)
-        if event.kind == "built":
-            self._bars.remove_task(self._stages.pop(event.job.spec.key))
-        elif event.kind == "failed":
-            self.note(f"stage {stage_label(event.job.spec)} failed: {event.error}")
+        spec = event.job.spec
+        if spec.key not in self._stages:
+            self._stages[spec.key] = self._bars.add_task(escape(stage_label(spec)), total=None)
+        self._bars.update(self._stages[spec.key], completed=event.done, total=event.total or None)
+        if event.kind == "failed":
+            self.note(f"stage {stage_label(spec)} failed: {event.error}")
+        if event.kind != "chunk":
+            self._bars.remove_task(self._stages.pop(spec.key))
+            if self._to_build is not None:
+                self._bars.advance(self._to_build)
 
     def trial_event(self, event: TrialEvent) -> None:
         """The trials' bar grows by shares of trials."""
@@ -226,9 +230,13 @@ def make_display(console: Console, objective: Objective) -> PlainDisplay | LiveD
 
 def stage_label(spec: StageSpec) -> str:
     """A stage in a few words: its kind, its scene (its inputs', where it has none), what tells it from others."""
-    own = [_named(spec.config[key]) for key in ("scene", "source", "encoder", "split") if key in spec.config]
-    inner = [stage_label(each).split(" ", 1)[-1] for each in spec.inputs.values()]
-    return " ".join(part for part in dict.fromkeys([spec.kind, *inner, *own]) if part)
+    own = [_named(spec.config[key]) for key in ("scene", "source", "encoder") if key in spec.config]
+    inner = [stage_label(each).split(" ", 1)[-1] for role, each in spec.inputs.items() if role in ("views", "photos")]
+    tuned = spec.inputs.get("encoder", spec)
+    last = [
+        _named(config[key]) for config, key in ((tuned.config, "finetuning"), (spec.config, "split")) if key in config
+    ]
+    return " ".join(part for part in dict.fromkeys([spec.kind, *inner, *own, *last]) if part)
 
 
 def duration(seconds: float) -> str:

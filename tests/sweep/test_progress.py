@@ -79,3 +79,13 @@ def test_a_stage_is_named_by_what_tells_it_from_others() -> None:
     queries = StageSpec("queries", "1", {"encoder": {"name": "small"}, "split": "query"}, {"views": views})
     assert stage_label(views) == "views gate photo"
     assert stage_label(queries) == "queries gate photo small query"
+
+
+def test_a_stage_made_with_a_tuned_encoder_names_the_strategy() -> None:
+    """Not the photos and views that the tuning has seen: they are told where the encoder is."""
+    views, photo = (StageSpec("views", "1", {"scene": {"name": "gate"}, "source": s}) for s in ("synthetic", "photo"))
+    settings = {"encoder": {"name": "small"}, "finetuning": {"name": "features"}}
+    encoder = StageSpec("encoder", "1", settings, {"photos": photo, "renders": views, "synthetic": views})
+    buffer = StageSpec("buffer", "2", {"encoder": {"name": "small"}}, {"views": views, "encoder": encoder})
+    assert stage_label(encoder) == "encoder gate photo small features"
+    assert stage_label(buffer) == "buffer gate synthetic small features"

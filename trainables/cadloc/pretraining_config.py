@@ -115,5 +115,5 @@ class PretrainingConfig(Settings):
     checkpoint_every: Count = 50
     validation_pairs: Count = 48
     """Pairs of each kind in the fixed set on which matching precision is measured."""
-    validate_every: Count = 500
+    validate_every: Count = 400
     seed: Seed = 0

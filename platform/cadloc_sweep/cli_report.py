@@ -1,0 +1,88 @@
+"""`cadloc-sweep report`: the arms of a sweep side by side, in one of several views and formats."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cadloc.contract import Fault, InputError
+from cadloc_sweep.cli_options import ReportFormat, Sweep
+
+if TYPE_CHECKING:
+    from cadloc_sweep.report.results import SweepResults
+
+
+def report(
+    directory: Sweep,
+    format_: Annotated[ReportFormat, typer.Option("--format")] = ReportFormat.table,
+    matrix: Annotated[Path | None, typer.Option(help="Draw trained on × tested on: a PNG or SVG file.")] = None,
+    paired: Annotated[
+        str | None, typer.Option(metavar="SET", help="Instead, ratios to the baseline over a query set's queries.")
+    ] = None,
+    paired_metric: Annotated[
+        str | None,
+        typer.Option(help="translation_error_m (unless given), rotation_error_deg or dcre_mean_pct."),
+    ] = None,
+) -> None:
+    """Compare the arms of a sweep: means over seeds with 95 % intervals, and differences from the baseline."""
+    from cadloc_sweep.overviews import output
+    from cadloc_sweep.report import tables
+    from cadloc_sweep.report.results import read_sweep
+
+    results = read_sweep(directory, warn)
+    if matrix is not None:
+        _draw_matrix(results, directory.resolve(), matrix)
+    if paired is not None or paired_metric is not None:
+        _print_paired(results, directory.resolve(), paired, paired_metric, format_)
+        return
+    if format_ is ReportFormat.table:
+        console = output()
+        console.print(tables.as_rich(results, console.width))
+        return
+    texts = {ReportFormat.json: tables.as_json, ReportFormat.csv: tables.as_csv, ReportFormat.md: tables.as_markdown}
+    print(texts[format_](results).rstrip("\n"))
+    if format_ is ReportFormat.md:
+        _print_matrix(results, directory.resolve())
+
+
+def warn(text: str) -> None:
+    """Says on standard error what does not end the command."""
+    print(f"warning: {text}", file=sys.stderr)
+
+
+def _print_matrix(results: SweepResults, directory: Path) -> None:
+    from cadloc_sweep.report.domain_matrix import count_queries, has_matrix, matrix_markdown
+    from cadloc_sweep.trials import SweepPaths
+
+    if has_matrix(results):
+        counts = count_queries(SweepPaths(directory.parent, directory.name), results)
+        print("\n" + matrix_markdown(results, queries=counts).rstrip("\n"))
+
+
+def _print_paired(
+    results: SweepResults, directory: Path, test_set: str | None, metric: str | None, format_: ReportFormat
+) -> None:
+    from cadloc_sweep.overviews import output
+    from cadloc_sweep.report import paired_text
+    from cadloc_sweep.report.paired import compare
+    from cadloc_sweep.trials import SweepPaths
+
+    if test_set is None:
+        raise InputError(Fault(str(directory), "--paired-metric", f"{metric} without --paired", "--paired SET with it"))
+    paths = SweepPaths(directory.parent, directory.name)
+    compared = compare(results, paths, test_set, metric or "translation_error_m", warn)
+    if format_ is ReportFormat.table:
+        output().print(paired_text.as_rich(compared))
+    else:
+        print(paired_text.TEXTS[format_](compared).rstrip("\n"))
+
+
+def _draw_matrix(results: SweepResults, directory: Path, path: Path) -> None:
+    from cadloc_sweep.report.domain_matrix import count_queries
+    from cadloc_sweep.report.domain_matrix_figure import draw_matrix
+    from cadloc_sweep.trials import SweepPaths
+
+    draw_matrix(results, path, queries=count_queries(SweepPaths(directory.parent, directory.name), results))
