@@ -17,12 +17,14 @@ from cadloc.config import (
     HeadConfig,
     LossConfig,
     ReprojectionLoss,
+    SmallEncoder,
     SwitchingLoss,
     TrainingConfig,
     TrialConfig,
 )
 from cadloc.contract import DivergenceError, InputError
 from cadloc.encoders import build as build_encoder
+from cadloc.encoders.small import SmallFeatures
 from cadloc.geometry import inverse, look_at, pinhole, project, transform_points
 from cadloc.heads import build
 from cadloc.heads.head import Head
@@ -218,6 +220,18 @@ def test_a_map_read_back_predicts_the_same_bits(head: HeadConfig, tmp_path: Path
     assert back.encoder.dimensions == build_encoder(config.encoder).dimensions
     assert back.image_size_px == (480, 360)
     np.testing.assert_array_equal(back.origin_m, [5e5, 5e6, 0.0])
+
+
+def test_a_map_is_not_read_with_other_weights_than_its_own(tmp_path: Path) -> None:
+    """Features of an encoder trained anew are noise to the head: the map is refused, not believed."""
+    place = tmp_path / "mine.safetensors"
+    SmallFeatures().initialised(0).save(place, {})
+    config = trial(CoordinateLoss()).model_copy(update={"encoder": SmallEncoder(weights=str(place))})
+    save_map(tmp_path, build(config.head, CHANNELS, 0), config, (480, 360), np.zeros(3))
+    load_map(tmp_path)
+    SmallFeatures().initialised(1).save(place, {})
+    with pytest.raises(InputError, match="no longer those the map was made with"):
+        load_map(tmp_path)
 
 
 def test_what_is_no_map_is_an_input_error(tmp_path: Path) -> None:

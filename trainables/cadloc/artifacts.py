@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import shutil
@@ -16,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from scipy.spatial.transform import Rotation
+from torch import nn
 
 from cadloc.config import EncoderConfig, HeadConfig, LocalizationConfig, TrialConfig
 from cadloc.contract import Fault, InputError, Json
@@ -29,7 +31,7 @@ from cadloc.localization import Estimate
 from cadloc.metrics import PoseErrors
 from cadloc.whole_files import write_bytes
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 WEIGHTS, CARD, TUNED = "map.safetensors", "map.json", "encoder"
 
 
@@ -68,6 +70,7 @@ def save_map(
         "scene": config.scene.name,
         "head": config.head.model_dump(mode="json"),
         "encoder": config.encoder.model_dump(mode="json"),
+        "encoder_digest": _digest(build_encoder(config.encoder) if tuned is None else load_tuned(tuned)),
         "tuned": tuned is not None,
         "localization": config.localization.model_dump(mode="json"),
         "dimensions": head.dimensions,
@@ -103,9 +106,18 @@ def load_map(path: Path) -> SceneMap:
 
 
 def _encoder(directory: Path, card: Mapping[str, Json]) -> Encoder:
-    if card.get("tuned"):
-        return load_tuned(directory / TUNED)
-    return build_encoder(_read(EncoderConfig, card["encoder"]))
+    tuned = card.get("tuned")
+    encoder = load_tuned(directory / TUNED) if tuned else build_encoder(_read(EncoderConfig, card["encoder"]))
+    if _digest(encoder) != card["encoder_digest"]:
+        # A head reads the features of one encoder only; those of another, even much like it, are noise to it.
+        raise ValueError("its encoder's weights are no longer those the map was made with: run the trial again")
+    return encoder
+
+
+def _digest(encoder: Encoder) -> str:
+    """Of the encoder's weights; of one that learned nothing, that of no weights."""
+    state = encoder.state_dict() if isinstance(encoder, nn.Module) else {}
+    return hashlib.sha256(save({name: value.cpu().contiguous() for name, value in state.items()})).hexdigest()
 
 
 def write_poses(
