@@ -19,6 +19,7 @@ def report(
     directory: Sweep,
     format_: Annotated[ReportFormat, typer.Option("--format")] = ReportFormat.table,
     matrix: Annotated[Path | None, typer.Option(help="Draw trained on × tested on: a PNG or SVG file.")] = None,
+    tuning: Annotated[bool, typer.Option("--tuning", help="Instead, what tuning did to the encoders.")] = False,
     paired: Annotated[
         str | None, typer.Option(metavar="SET", help="Instead, ratios to the baseline over a query set's queries.")
     ] = None,
@@ -35,6 +36,9 @@ def report(
     results = read_sweep(directory, warn)
     if matrix is not None:
         _draw_matrix(results, directory.resolve(), matrix)
+    if tuning:
+        _print_tunings(results, directory.resolve(), format_)
+        return
     if paired is not None or paired_metric is not None:
         _print_paired(results, directory.resolve(), paired, paired_metric, format_)
         return
@@ -78,6 +82,25 @@ def _print_paired(
         output().print(paired_text.as_rich(compared))
     else:
         print(paired_text.TEXTS[format_](compared).rstrip("\n"))
+
+
+def _print_tunings(results: SweepResults, directory: Path, format_: ReportFormat) -> None:
+    from cadloc_sweep.overviews import output
+    from cadloc_sweep.report import tunings
+    from cadloc_sweep.report.tables import compact_markdown, compact_rich
+    from cadloc_sweep.trials import SweepPaths
+
+    found = tunings.read_tunings(results, SweepPaths(directory.parent, directory.name))
+    if format_ is ReportFormat.json:
+        print(tunings.as_json(found))
+        return
+    if format_ is ReportFormat.csv:
+        raise InputError(Fault(str(directory), "--format", "csv with --tuning", "table, md or json"))
+    made = tunings.tables(results.space, found)
+    if format_ is ReportFormat.md:
+        print("\n\n".join([*(compact_markdown(table) for table in made), tunings.footnote()]))
+    else:
+        output().print(*(compact_rich(table) for table in made), tunings.footnote(), sep="\n")
 
 
 def _draw_matrix(results: SweepResults, directory: Path, path: Path) -> None:

@@ -19,6 +19,7 @@ from cadloc.datasets.ace_layout import Dataset
 from cadloc.encoding import encode_image
 from cadloc.evaluation import Evaluation, evaluate, predict_cells
 from cadloc.figures import draw_curves, draw_queries
+from cadloc.finetuning.stage import tuning_measures
 from cadloc.geometry import Array, cell_pixels
 from cadloc.heads import build as build_head
 from cadloc.heads.head import Head
@@ -69,7 +70,7 @@ def train(config: TrialConfig, context: TrialContext) -> Iterator[Progress]:
     head.eval()
     size_px = (config.views.image.width_px, config.views.image.height_px)
     save_map(context.directory, head, config, size_px, np.array(card["origin_m"]), context.stages.get("encoder"))
-    metrics: dict[str, float] = {}
+    metrics = tuning_measures(context.stages["encoder"]) if config.finetuning is not None else {}
     for name in test_sets(config):
         queries = Queries.open(context.stages[f"queries/{name}"])
         evaluation = test(queries)

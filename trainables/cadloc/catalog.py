@@ -72,6 +72,9 @@ DCRE_METRICS: tuple[str, ...] = (
 )
 """Metrics of photos and of renders at their poses, beside `POSE_METRICS` (`cadloc.dcre` computes them)."""
 
+TUNING_MEASURES = ("agreement", "precision", "kept", "synthetic_precision")
+"""What is measured of an encoder before and after it is tuned (`cadloc.finetuning.measures`)."""
+
 PAIRED_DOMAINS: tuple[Domain, ...] = ("real", "gt_poses")
 """Domains that only scenes with photos have: the photos, and renders at their poses."""
 
@@ -178,6 +181,8 @@ def reported_metrics(config: TrialConfig) -> frozenset[str] | None:
     training: set[str] = set()
     if config.trainable == "ace":
         training = {f"train/{name}" for name in ("loss_m", "loss_px", "own_loss", "samples_seen")}
+    if config.finetuning is not None:
+        training |= {f"tuning/{when}/{name}" for when in ("before", "after") for name in TUNING_MEASURES}
     return frozenset({*training, *times, *tests, *validations})
 
 

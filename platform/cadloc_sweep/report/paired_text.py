@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cadloc.contract import Json
 from cadloc_sweep.report.paired import FEWEST_QUERIES, PairedArm, PairedComparison, SceneCell
 from cadloc_sweep.report.statistics import Interval
-from cadloc_sweep.report.tables import DOMAIN_TITLES, Table
+from cadloc_sweep.report.tables import DOMAIN_TITLES, Table, compact_markdown, compact_rich
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -70,7 +70,7 @@ def footnote(compared: PairedComparison) -> str:
 
 def as_markdown(compared: PairedComparison) -> str:
     """Both tables in GitHub's Markdown, and the footnote."""
-    return "\n\n".join([*(_markdown(table) for table in tables(compared)), footnote(compared)]) + "\n"
+    return "\n\n".join([*(compact_markdown(table) for table in tables(compared)), footnote(compared)]) + "\n"
 
 
 def as_rich(compared: PairedComparison) -> RenderableType:
@@ -78,7 +78,7 @@ def as_rich(compared: PairedComparison) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    return Group(*(_rich(table) for table in tables(compared)), Text(footnote(compared), style="dim"))
+    return Group(*(compact_rich(table) for table in tables(compared)), Text(footnote(compared), style="dim"))
 
 
 def as_json(compared: PairedComparison) -> str:
@@ -181,24 +181,3 @@ def _numbers(change: Interval | None) -> list[float | None]:
 
 def _known_median(cell: SceneCell) -> float | None:
     return None if cell.failed else cell.median
-
-
-# --- drawing ----------------------------------------------------------------------------------------------
-
-
-def _markdown(table: Table) -> str:
-    head = [table.headings, ("---", *["--:"] * (len(table.headings) - 1))]
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (*head, *table.rows)]
-    return "\n".join([f"### {table.title}", "", *lines])
-
-
-def _rich(table: Table) -> RenderableType:
-    from rich.markup import escape
-    from rich.table import Table as RichTable
-
-    drawn = RichTable(title=escape(table.title), title_justify="left")
-    for index, heading in enumerate(table.headings):
-        drawn.add_column(escape(heading), justify="right" if index else "left")
-    for row in table.rows:
-        drawn.add_row(*(f"[bold]{escape(cell)}[/]" if cell.endswith("!") else escape(cell) for cell in row))
-    return drawn

@@ -286,3 +286,23 @@ def _rich_table(table: Table) -> RenderableType:
             drawn.add_section()
         drawn.add_row(*(f"[bold green]{escape(cell)}[/]" if cell.endswith("*") else escape(cell) for cell in row))
     return drawn
+
+
+def compact_markdown(table: Table) -> str:
+    """A table whose first column alone is text, in GitHub's Markdown."""
+    head = [table.headings, ("---", *["--:"] * (len(table.headings) - 1))]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (*head, *table.rows)]
+    return "\n".join([f"### {table.title}", "", *lines])
+
+
+def compact_rich(table: Table) -> RenderableType:
+    """A table whose first column alone is text, for a terminal; cells that end in `!` stand out."""
+    from rich.markup import escape
+    from rich.table import Table as RichTable
+
+    drawn = RichTable(title=escape(table.title), title_justify="left")
+    for index, heading in enumerate(table.headings):
+        drawn.add_column(escape(heading), justify="right" if index else "left")
+    for row in table.rows:
+        drawn.add_row(*(f"[bold]{escape(cell)}[/]" if cell.endswith("!") else escape(cell) for cell in row))
+    return drawn

@@ -6,6 +6,7 @@ No picture of a query split is ever read. It leaves `encoder.safetensors`, `card
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,11 +15,12 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
+from cadloc.catalog import TUNING_MEASURES
 from cadloc.config import EncoderConfig
 from cadloc.contract import Fault, InputError, Json
 from cadloc.datasets.ace_layout import Dataset, Split
 from cadloc.encoders import build
-from cadloc.finetuning.adapters import parameters_of, save_tuned
+from cadloc.finetuning.adapters import CARD, parameters_of, save_tuned
 from cadloc.finetuning.material import Material
 from cadloc.finetuning.measures import evenly_spread
 from cadloc.finetuning.pairs import SyntheticViews, paired_views
@@ -55,6 +57,18 @@ def build_chunk(config: Mapping[str, Json], inputs: Mapping[str, Path], director
 def finish(config: Mapping[str, Json], inputs: Mapping[str, Path], directory: Path) -> None:
     """Removes the checkpoint."""
     (directory / CHECKPOINT).unlink(missing_ok=True)
+
+
+def tuning_measures(directory: Path) -> dict[str, float]:
+    """What tuning did to the encoder of a finished stage: `tuning/before/NAME` and `tuning/after/NAME`, for those of
+    `cadloc.catalog.TUNING_MEASURES` that exist."""
+    card = json.loads((directory / CARD).read_text(encoding="utf-8"))
+    found = {
+        f"tuning/{when}/{name}": card[when].get(f"validation/{name}")
+        for when in ("before", "after")
+        for name in TUNING_MEASURES
+    }
+    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 def finetuning_of(config: Mapping[str, Json]) -> FinetuningConfig:

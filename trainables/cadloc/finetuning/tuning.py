@@ -246,6 +246,8 @@ def validated(tuning: Tuning, validation: Material) -> Row:
         rows.append({**losses, **tuning.strategy.measures(seen)})
     measured = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]} if rows[0] else {}
     measured |= pair_measures(encoder, validation.pairs[: config.validation_pairs], config.device)
+    # A stream of its own: the same crops for all strategies, however many the losses above have drawn.
+    generator = np.random.default_rng([config.seed, _VALIDATION, 1])
     replay = draw_replay(validation.synthetic, config.crops, config.validation_pairs, config.matches, generator)
     first, second = (cells.to(config.device) for cells in replay)
     measured |= kept_measures(encoder, tuning.original, (first, second))
