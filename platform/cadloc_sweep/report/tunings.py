@@ -62,8 +62,8 @@ def footnote() -> str:
     """What the numbers are."""
     return (
         "validation views, before → after; precision: share of cells whose most similar cell of the other "
-        "picture is the right one or next to it; kept: likeness of renders' features to the untuned encoder's; conflict: the "
-        "two objectives whose gradients have the lowest mean cosine (below zero: against each other)"
+        "picture is the right one or next to it; kept: likeness of renders' features to the untuned encoder's; "
+        "conflict: the two objectives whose gradients have the lowest mean cosine (below zero: against each other)"
     )
 
 
