@@ -39,27 +39,27 @@ class RunLines:
             self._say_now(f"rendered {done} of {buildings} buildings")
 
     def heard(self, rows: Sequence[Row]) -> None:
-        """New rows of the history, in order."""
+        """New rows of the history, in order: one by one, or all that another process wrote since the last time."""
+        begins = self._first is None
+        if self._first is None and rows:  # the pace is counted from the newest: the rest was done before
+            self._first = (rows[-1]["step"], self._clock())
         for index, row in enumerate(rows):
-            begins = self._first is None
-            if self._first is None:
-                self._first = (row["step"], self._clock())
             newest = index == len(rows) - 1
-            if begins or _precisions(row) or row["step"] == self._steps or (newest and self._due()):
-                self._say_now(self._line(row))
+            if (begins and not index) or _precisions(row) or row["step"] == self._steps or (newest and self._due()):
+                self._say_now(self._line(row, rows[-1]["step"]))
 
-    def _line(self, row: Row) -> str:
+    def _line(self, row: Row, reached: float) -> str:
         precisions = ", ".join(f"{kind} {value:.3f}" for kind, value in _precisions(row).items())
         parts = [f"step {row['step']:.0f} of {self._steps}", f"loss {row['loss']:.4f}"]
-        return "  ".join([*parts, *([f"precision: {precisions}"] if precisions else []), *self._left(row["step"])])
+        return "  ".join([*parts, *([f"precision: {precisions}"] if precisions else []), *self._left(reached)])
 
-    def _left(self, step: float) -> list[str]:
-        """How long the rest takes at the pace so far; nothing where that is not known yet."""
+    def _left(self, reached: float) -> list[str]:
+        """How long the steps after `reached` take at the pace so far; nothing where that is not known yet."""
         assert self._first is not None
         first, since_s = self._first
-        if step == first or step == self._steps:
+        if reached in (first, self._steps):
             return []
-        left_min = (self._clock() - since_s) / (step - first) * (self._steps - step) / 60
+        left_min = (self._clock() - since_s) / (reached - first) * (self._steps - reached) / 60
         return [f"({left_min:.0f} min left)" if left_min >= 1 else "(less than a minute left)"]
 
     def _due(self) -> bool:

@@ -24,6 +24,9 @@ LOCAL = "local"
 COMMAND_LINE, SETTINGS = "command line", "configuration"
 """What faults call the options, and settings whose file they do not know."""
 
+FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
+"""How MLflow calls a run's end: as it should, with an error, after Ctrl-C."""
+
 
 @dataclass(frozen=True)
 class TrainingPlace:
@@ -112,15 +115,18 @@ def pretrain_encoder(
         tracking = _tracking(out, settings, tracking_uri) if mlflow else None
         lines = RunLines(settings.steps, say)
         card: dict[str, Json] | None = None
+        status = FAILED
         try:
             train = _on_ray if place.on_ray else _here
             card = train(settings, out, place, tracking, lines)
+            status = FINISHED
         except KeyboardInterrupt:
+            status = KILLED
             say(f"interrupted; the same command goes on after step {len(history_rows(out / 'history.csv'))}")
             raise
         finally:
             if tracking is not None:
-                _record(tracking, out, card, say)
+                _record(tracking, out, status, card, say)
     say(_ending(out, mlflow, tracking_uri))
     return card
 
@@ -178,8 +184,9 @@ def _check_device(place: TrainingPlace) -> None:
 
 def _check_method(settings: PretrainingConfig, workers: int) -> None:
     """Whether the workers can share the batches, and the teacher is there: now, not when the pool is rendered."""
-    from cadloc.pretraining import Workers, make_objective
+    from cadloc.pretraining import make_objective
     from cadloc.pretraining_objective import Material
+    from cadloc.pretraining_workers import Workers
 
     make_objective(Material((), settings, Workers(size=workers)))
 
@@ -214,8 +221,9 @@ def _tracking(out: Path, config: PretrainingConfig, uri: str | None) -> EncoderT
     return EncoderTracking(out, config.model_dump(mode="json"), uri)
 
 
-def _record(tracking: EncoderTracking, out: Path, card: dict[str, Json] | None, say: Callable[[str], None]) -> None:
+def _record(
+    tracking: EncoderTracking, out: Path, status: str, card: dict[str, Json] | None, say: Callable[[str], None]
+) -> None:
     from cadloc_sweep.trackers.encoder_run import EncoderRun
 
-    if rows := history_rows(out / "history.csv"):
-        EncoderRun(tracking, say).ended(rows, card)
+    EncoderRun(tracking, say).ended(history_rows(out / "history.csv"), status, card)

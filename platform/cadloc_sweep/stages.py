@@ -8,7 +8,6 @@ which are long and go on from their own checkpoints.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -20,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cadloc.catalog import RESUMABLE
-from cadloc.contract import InputError, Json, MissingSystemLibrary, StageSpec, file_digest
+from cadloc.contract import DivergenceError, Json, StageSpec, file_digest
+from cadloc.whole_files import DAMAGED
 from cadloc_sweep.durable_files import CorruptFile, force_folder, read_sealed, write_sealed
 from cadloc_sweep.executors import StageJob
 from cadloc_sweep.lock import try_lock
@@ -29,7 +29,6 @@ MANIFEST = "manifest.json"
 USED = "used"
 _SCHEMA = 1
 _LOCK_POLL_S = 0.2
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -51,17 +50,23 @@ class StageEntry:
 class ResumableJob(StageJob):
     """A job that goes on from what an earlier attempt left in its folder.
 
-    Whoever is killed leaves that. An error of the work itself takes it along: it may be the reason.
+    Whoever is killed leaves that, and so does nearly every error: what stands there may be hours of work, and little
+    that fails (a device that is gone, memory, a disk) is its fault. The work's own verdict that it diverged is.
     """
 
     def build_chunk(self, chunk: int) -> int:
         """As `StageJob`. Here, where the error is raised: a worker that is killed has none."""
         try:
             return super().build_chunk(chunk)
-        except Exception as error:
-            if not _from_outside(error):
-                shutil.rmtree(self.directory, ignore_errors=True)
+        except DivergenceError:
+            shutil.rmtree(self.directory, ignore_errors=True)
             raise
+
+    def finish(self) -> None:
+        """As `StageJob`. Files that were set aside on the way are no part of the stage."""
+        super().finish()
+        for path in self.directory.glob(f"*{DAMAGED}"):
+            path.unlink(missing_ok=True)
 
 
 class StageStore:
@@ -214,12 +219,6 @@ class StageStore:
 def folder_of(kind: str) -> str:
     """The folder of a kind: its name, as a user's own kinds `module:object` may be spelled in a path."""
     return kind.replace(":", ".").replace("/", ".")
-
-
-def _from_outside(error: Exception) -> bool:
-    """Whether an error says nothing against the work done so far: a device that is not there, a full disk."""
-    full = isinstance(error, OSError) and error.errno in _FULL_DISK
-    return full or isinstance(error, InputError | MissingSystemLibrary | MemoryError)
 
 
 def _remove_half_written(aside: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from cadloc.contract import InputError
+from cadloc.contract import DivergenceError, InputError
 from cadloc.geometry import cell_pixels, pinhole, rigid
 from cadloc.pretraining import pretrain
 from cadloc.pretraining_config import Contrastive, PoolConfig, PretrainingConfig
@@ -181,6 +181,17 @@ def test_lines_tell_of_first_last_and_measured_steps() -> None:
     assert "left" not in lines[1] + lines[3]
 
 
+def test_time_left_is_told_at_the_pace_of_rows_that_come_together() -> None:
+    """Fifty steps every minute leave as many minutes as fifties, from the first time that there is a pace."""
+    lines, seconds = [], [0.0]
+    told = RunLines(1000, lines.append, clock=lambda: seconds[0])
+    for first in range(1, 1000, 50):
+        told.heard([{"step": step, "loss": 0.5} for step in range(first, first + 50)])
+        seconds[0] += 60
+    left = [line.split("  ")[-1] for line in lines]
+    assert left == ["loss 0.5000", *(f"({n} min left)" for n in range(18, 0, -1)), "loss 0.5000"]
+
+
 def test_rows_that_another_process_writes_are_heard_once(tmp_path: Path) -> None:
     """Of a history that grows, what came after the beginning is told, in order, the last of it at the end."""
     path, heard = tmp_path / "history.csv", []
@@ -240,6 +251,42 @@ def test_a_run_is_in_mlflow_once(tmp_path: Path, settings: Path) -> None:
     assert run.data.metrics["final/precision/photo"] == card["validation"]["photo"]
     names = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert names >= {"small.json", "small.safetensors", "history.csv", "config.json"}
+
+
+def status_in_mlflow(directory: Path) -> str:
+    """How MLflow says that the directory's one run ended."""
+    mlflow = pytest.importorskip("mlflow")
+    client = mlflow.MlflowClient(f"sqlite:///{directory / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("encoders").experiment_id])
+    return str(run.info.status)
+
+
+def test_mlflow_tells_errors_from_interruptions(tmp_path: Path, settings: Path) -> None:
+    """A run that diverges has failed, one that is interrupted was killed, even before the first checkpoint.
+
+    Of a run that ends before its first step MLflow hears nothing.
+    """
+    pytest.importorskip("mlflow")
+    unsteady = tmp_path / "unsteady.yaml"
+    unsteady.write_text(SETTINGS.replace("0.0001", "1e38"))
+    failed, killed, unbegun = (place(tmp_path, name) for name in ("failed", "killed", "unbegun"))
+    with pytest.raises(DivergenceError):
+        pretrain_encoder(failed, unsteady)
+    assert status_in_mlflow(failed) == "FAILED"
+
+    def interrupt(line: str) -> None:
+        if line.startswith("step 2"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain_encoder(killed, settings, say=interrupt)
+    assert status_in_mlflow(killed) == "KILLED"
+    pretrain_encoder(killed, settings)
+    assert status_in_mlflow(killed) == "FINISHED"
+    (unbegun / "pool" / "building_0000" / "pairs.npy").unlink()
+    with pytest.raises(InputError, match="remove this folder"):
+        pretrain_encoder(unbegun, settings)
+    assert not (unbegun / "mlflow.db").exists()
 
 
 def test_an_mlflow_that_is_broken_stops_nothing(tmp_path: Path, settings: Path) -> None:

@@ -18,6 +18,7 @@ from cadloc_sweep.failures import ExitCode  # noqa: E402
 from cadloc_sweep.outcomes import Outcome  # noqa: E402
 from cadloc_sweep.trackers.on_mlflow import MlflowTracker  # noqa: E402
 from cadloc_sweep.trackers.own_store import without_password  # noqa: E402
+from cadloc_sweep.trackers.run_content import artifacts  # noqa: E402
 from cadloc_sweep.worker import read_history  # noqa: E402
 
 if TYPE_CHECKING:
@@ -172,6 +173,15 @@ def test_a_run_made_by_a_call_that_failed_is_found(toys: ToySweep, monkeypatch: 
     kinds = [(run.data.tags["cadloc.kind"], run.data.tags.get("cadloc.trial")) for run in runs_of(toys)]
     assert len(kinds) == len(set(kinds)) == 5
     assert all([step for step, _ in curve(toys, run)] in ([], [1, 2, 3]) for run in runs_of(toys))
+
+
+def test_a_tuned_encoder_is_kept_with_its_map(tmp_path: Path) -> None:
+    """Its files, weights included, since the map cannot be read without them; folders are no files."""
+    (tmp_path / "encoder" / "folder").mkdir(parents=True)
+    kept = {"map.json": None, "encoder/card.json": "encoder", "encoder/encoder.safetensors": "encoder"}
+    for name in kept:
+        (tmp_path / name).write_bytes(b"content")
+    assert {path.relative_to(tmp_path).as_posix(): folder for path, folder in artifacts(tmp_path)} == kept
 
 
 def test_no_password_is_printed() -> None:

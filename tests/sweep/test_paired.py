@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from cadloc_sweep.cli import run_command
 from cadloc_sweep.report.paired import PairedComparison, compare
 from cadloc_sweep.report.paired_bootstrap import Array, draws, log_medians, log_ratios, percent_interval
 from cadloc_sweep.report.paired_text import as_csv, as_json, as_markdown
+from cadloc_sweep.report.paired_text import tables as paired_tables
 from cadloc_sweep.report.results import SweepResults, join
 from cadloc_sweep.report.statistics import Interval
 from cadloc_sweep.trials import SweepPaths, Trial, TrialResult
@@ -199,6 +201,34 @@ def test_seeds_are_paired_and_one_pair_has_no_interval(tmp_path: Path) -> None:
     change = change_on(compared(tmp_path, errors), "gate")
     assert change.mean == pytest.approx(-50, abs=1e-5)
     assert (change.n, change.lo, change.hi) == (1, None, None)
+
+
+def test_fewer_seeds_than_the_baseline_has_are_told(tmp_path: Path) -> None:
+    """A failed trial is counted, and every change that rests on fewer seeds says so; the others do not."""
+    base = noisy(3, 10, np.random.default_rng(12))
+    errors = scene_errors("gate", {"none": base, "tuned": base / 2, "whole": base / 2})
+    results = sweep_of(tmp_path, errors)
+    outcomes = [
+        replace(each, result=TrialResult(each.trial.id, "failed", {})) if each.trial.id == f"{5:012x}" else each
+        for each in results.outcomes
+    ]
+    found = compare(replace(results, outcomes=tuple(outcomes)), SweepPaths(tmp_path, "made"), "photo")
+    _, changes = paired_tables(found)
+    assert ["(2 of 3 seeds)" in row[1] for row in changes.rows] == [True, False]
+    assert "trials: 8 finished, 1 failed\n" in as_markdown(found)
+    assert "n of the baseline's m seeds" in as_markdown(found)
+    assert json.loads(as_json(found))["trials"] == {"finished": 8, "failed": 1}
+
+
+def test_the_number_of_chances_is_told(tmp_path: Path) -> None:
+    """Three arms on two scenes have six intervals of their own; a scene of few queries has none, one alone is fair."""
+    base = noisy(3, 10, np.random.default_rng(13))
+    arms = {"none": base, "a": base / 2, "b": base, "c": 2 * base}
+    errors = scene_errors("gate", arms) | scene_errors("rotunda", arms)
+    few = scene_errors("cathedral", {name: rows[:, :3] for name, rows in arms.items()})
+    assert "\n6 intervals of single scenes: about one in twenty" in as_markdown(compared(tmp_path / "a", errors | few))
+    one = scene_errors("gate", {"none": base, "a": base / 2})
+    assert "one in twenty" not in as_markdown(compared(tmp_path / "b", one))
 
 
 def test_a_query_without_a_pose_counts_as_far_off_as_the_scene_is_long(tmp_path: Path) -> None:

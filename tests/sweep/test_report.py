@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 METRIC = "test/synthetic/translation_error_median_m"
 RECALL = "test/photo/recall_10cm_5deg"
+CAD = CadConfig(path="house.glb", up="z")
 finite = st.floats(-1e6, 1e6)
 
 
@@ -136,6 +137,16 @@ def test_the_table_marks_the_best_of_each_scene_and_names_simulated_photographs(
     assert "**1.00**" in as_markdown(results)
 
 
+@pytest.mark.parametrize("built_in", [True, False])
+def test_target_is_called_simulated_where_it_is(built_in: bool) -> None:
+    """A built-in scene's target is its twin's photographs, which the footnote says; another scene's are others'."""
+    scene = SceneConfig(name="gate", built_in=True) if built_in else SceneConfig(name="house", cad=CAD)
+    results = made_of(scene, {"test/target/translation_error_median_pct": 1.0})
+    (table,) = (table for table in tables(results) if "target" in table.title)
+    assert "simulated photos, another CAD model or real" in table.title
+    assert ("not real photographs" in as_markdown(results)) == built_in
+
+
 def test_a_narrow_table_drops_columns_but_not_the_objective() -> None:
     """Columns go, the least wanted first, until the table fits; scene, arm and error stay."""
     recalls = {f"test/synthetic/recall_{name}": 0.5 for name in ("5cm_5deg", "10cm_5deg", "25cm_2deg", "5m_10deg")}
@@ -200,7 +211,7 @@ def made_of(scene: SceneConfig, metrics: Mapping[str, float]) -> SweepResults:
 
 def test_metres_of_a_scene_that_is_not_metric_are_not_shown() -> None:
     """Shares of its size, degrees and DCRE mean something there; metres, and recalls within metres, do not."""
-    scene = SceneConfig(name="house", cad=CadConfig(path="house.glb", up="z"), metric=False)
+    scene = SceneConfig(name="house", cad=CAD, metric=False)
     names = ("translation_error_median_m", "recall_50cm_5deg", "translation_error_median_pct", "dcre_recall_10pct")
     results = made_of(scene, {f"test/real/{name}": 0.25 for name in names})
     (table,) = (table for table in tables(results) if "real" in table.title)

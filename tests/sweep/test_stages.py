@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cadloc.catalog import RESUMABLE, STAGES
-from cadloc.contract import StageSpec
+from cadloc.contract import DivergenceError, StageSpec
 from cadloc_sweep.stages import MANIFEST, StageStore, keys_in_use
 
 if TYPE_CHECKING:
@@ -145,13 +146,14 @@ def test_pruning_keeps_what_is_used_and_young(toys: ToySweep) -> None:
 # --- stages that go on ------------------------------------------------------------------------------------
 
 STEPS = "resumable_stage:STEPS"
-KILLED, FROM_OUTSIDE, OWN_ERROR = "KeyboardInterrupt", "MemoryError", "ArithmeticError"
+KILLED, OUT_OF_MEMORY, DIVERGED = "KeyboardInterrupt", "RuntimeError", "DivergenceError"  # torch's is a RuntimeError
 
 
 @pytest.fixture
 def trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file that stops the toy kind at its third of four steps; the kind goes on from what was left."""
     monkeypatch.setattr("cadloc_sweep.stages.RESUMABLE", frozenset({STEPS}))
+    monkeypatch.setattr(builtins, DIVERGED, DivergenceError, raising=False)  # where the toy kind looks errors up
     monkeypatch.chdir(tmp_path)
     return tmp_path / "trouble.txt"
 
@@ -161,7 +163,7 @@ def stopped(store: StageStore, trouble: Path, ending: str) -> StageSpec:
     spec = StageSpec(STEPS, "1", {"trouble": str(trouble)})
     trouble.write_text(ending)
     job = store.begin(spec)
-    with pytest.raises((KeyboardInterrupt, MemoryError, ArithmeticError)):
+    with pytest.raises((KeyboardInterrupt, OSError, RuntimeError, DivergenceError)):
         job.build_chunk(0)
     store.abandon(job)
     trouble.unlink()
@@ -173,19 +175,22 @@ def test_kinds_that_go_on_exist() -> None:
     assert {"encoder"} <= RESUMABLE <= set(STAGES)
 
 
-@pytest.mark.parametrize(("ending", "left"), [(KILLED, 2), (FROM_OUTSIDE, 2), (OWN_ERROR, 4)])
-def test_a_killed_stage_goes_on_and_one_that_failed_begins_anew(
+@pytest.mark.parametrize(("ending", "left"), [(KILLED, 2), (OUT_OF_MEMORY, 2), ("OSError", 2), (DIVERGED, 4)])
+def test_a_killed_stage_goes_on_and_one_that_diverged_begins_anew(
     tmp_path: Path, trouble: Path, ending: str, left: int
 ) -> None:
-    """Steps done before a kill, or an error that came from outside, are not done again; an error takes them along.
+    """Steps done before a kill, or an error that says nothing against them, are not done again; divergence takes them
+    along.
 
-    What was half written then is not part of the stage.
+    What was half written then, or set aside since, is not part of the stage.
     """
     store = StageStore(tmp_path / "store")
     spec = stopped(store, trouble, ending)
     assert not store.has(spec)
     job = store.begin(spec)
     assert job.build_chunk(0) == left
+    (job.directory / "steps.txt.damaged").write_text("?")
+    job.finish()
     directory = store.publish(job, 4, 0.5)
     assert {path.name for path in directory.iterdir()} == {"steps.txt", MANIFEST, "used"}
     assert not any((store.root / "tmp").iterdir())
@@ -215,9 +220,9 @@ def test_pruning_keeps_what_a_wanted_stage_goes_on_from(tmp_path: Path, trouble:
     assert not any((store.root / "tmp").iterdir())
 
 
-@pytest.mark.parametrize(("ending", "items"), [(KILLED, 2), (OWN_ERROR, 4)])
+@pytest.mark.parametrize(("ending", "items"), [(KILLED, 2), (OUT_OF_MEMORY, 2), (DIVERGED, 4)])
 def test_a_sweep_takes_a_stage_up_where_it_was_killed(toys: ToySweep, trouble: Path, ending: str, items: int) -> None:
-    """The second run makes the steps that the first left, or all of them after an error, and ends well."""
+    """The second run makes the steps that the first left, or all of them if it diverged, and ends well."""
     toys.text = toys.text.replace("toy_trainable:train", "resumable_stage:train")
     trouble.write_text(ending)
     if ending == KILLED:

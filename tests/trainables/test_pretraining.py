@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,25 +13,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from cadloc.cad import model_from_meshes
 from cadloc.contract import InputError
 from cadloc.encoders.images import features_of
 from cadloc.encoders.small import SmallFeatures
-from cadloc.geometry import Array, cell_pixels, inverse, pinhole, project, rigid, transform_points
-from cadloc.pretraining import (
-    PretrainingConfig,
-    Site,
-    at_cells,
-    at_pixels,
-    batch_loss,
-    info_nce,
-    matching_precision,
-    pretrain,
-    same_point,
-    train,
-)
-from cadloc.pretraining_config import Contrastive, PoolConfig
-from cadloc.pretraining_contrast import hardest
-from cadloc.pretraining_history import History
+from cadloc.geometry import Array, cell_pixels, pinhole, project, rigid, transform_points
+from cadloc.pretraining import Site, pretrain, train
+from cadloc.pretraining_config import Contrastive, PoolConfig, PretrainingConfig
+from cadloc.pretraining_contrast import at_cells, at_pixels, batch_loss, hardest, info_nce, same_point
+from cadloc.pretraining_history import History, Row
 from cadloc.pretraining_pairs import (
     Grid,
     PooledBuilding,
@@ -44,6 +33,7 @@ from cadloc.pretraining_pairs import (
 )
 from cadloc.pretraining_twins import weathered_building
 from cadloc.pretraining_validation import ValidationSet
+from cadloc.raycasting import RayCaster, pixel_rays
 from cadloc.scenes import training_building
 
 WIDTH, HEIGHT = 128, 96
@@ -187,32 +177,17 @@ def test_training_lowers_the_loss(walls: list[PooledBuilding], tmp_path: Path) -
     assert after < before - 0.1
 
 
-class Interrupted(Sequence[PooledBuilding]):
-    """Buildings that stop whoever uses them after a number of draws, as a killed process would."""
-
-    def __init__(self, buildings: Sequence[PooledBuilding], draws: int) -> None:
-        self.buildings, self.left = buildings, draws
-
-    def __len__(self) -> int:
-        return len(self.buildings)
-
-    @overload
-    def __getitem__(self, index: int) -> PooledBuilding: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[PooledBuilding]: ...
-    def __getitem__(self, index: int | slice) -> PooledBuilding | Sequence[PooledBuilding]:
-        self.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
-        return self.buildings[index]
-
-
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(walls: list[PooledBuilding], tmp_path: Path) -> None:
     """Killed after its checkpoint and started again, training gives the same weights and losses, bit for bit."""
     whole, history = train(walls, TINY, tmp_path / "whole_run")
     assert [row["step"] for row in history.rows] == list(range(1, 9))
+
+    def listener(row: Row) -> None:
+        if row["step"] == 5:
+            raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        train(Interrupted(walls, 10), TINY, tmp_path / "killed_run")
+        train(walls, TINY, tmp_path / "killed_run", site=Site(listener=listener))
     assert (tmp_path / "killed_run" / "checkpoint.pt").exists()
     resumed, resumed_history = train(walls, TINY, tmp_path / "killed_run")
     assert resumed_history == history == History.read(tmp_path / "killed_run" / "history.csv")
@@ -224,8 +199,8 @@ def test_a_view_matches_itself(walls: list[PooledBuilding]) -> None:
     """Precision counts matches within one cell: a view against itself scores 1, random features elsewhere do not."""
     encoder = SmallFeatures().initialised(0).eval()
     itself = replace(walls[0], pairs=np.array([[0, 0], [2, 2]]))
-    assert matching_precision(encoder, [itself], 5, 0) == {"same_appearance": 1.0}
-    assert matching_precision(encoder, walls, 3, 0)["across_appearance"] < 0.9
+    assert ValidationSet.drawn([itself], [], 5, 0).precision(encoder) == {"same_appearance": 1.0}
+    assert ValidationSet.drawn(walls, [], 3, 0).precision(encoder)["across_appearance"] < 0.9
 
 
 def test_pretraining_renders_trains_and_leaves_an_encoder(
@@ -274,16 +249,21 @@ def test_photographs_stand_where_their_renders_do(
 def test_a_rendered_building_is_posed_as_it_looks(
     pretrained: tuple[Path, dict[str, Any], list[tuple[int, int]]],
 ) -> None:
-    """In the pool, points seen in one view project into the others at the depth those views have there."""
+    """In every view the depth of a pixel is where a ray through it hits the building, by that view's camera alone."""
     building = PooledBuilding.open(pretrained[0] / "pool" / "building_0000")
     assert building.images.shape[1:] == (64, 96, 3)
-    assert building.depths_m[building.depths_m > 0].min() > 1
     assert len(building.pairs)
-    for i, j in building.pairs:
-        match = match_cells(plain_views(building)[i], plain_views(building)[j])
-        assert len(match.cells_a) > 0.12 * 96
-        distance_m = np.linalg.norm(match.points_cad - inverse(inverse(building.cad_from_cam[j]))[:3, 3], axis=1)
-        assert distance_m.min() > 1
+    caster = RayCaster(model_from_meshes(training_building(POOLED.pool.building_seed(0), 0), "building"))
+
+    def agreeing(view: int, camera: int) -> float:
+        origins, directions = pixel_rays(building.cad_from_cam[camera], building.intrinsics[camera], 96, 64)
+        distances = caster.hit(origins, directions).distance.reshape(64, 96)
+        seen = building.depths_m[view] > 0
+        return float(np.mean(np.isclose(building.depths_m[view][seen], distances[seen], rtol=0.01)))
+
+    views = range(len(building.images))
+    assert min(agreeing(view, view) for view in views) > 0.98
+    assert max(agreeing(view, other) for view in views for other in views if other != view) < 0.5
 
 
 def test_weathering_starts_from_the_materials_of_the_renders(monkeypatch: pytest.MonkeyPatch) -> None:

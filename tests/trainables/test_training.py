@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cadloc.artifacts import load_map, save_map, write_poses
+from cadloc.checkpoints import read_checkpoint
 from cadloc.config import (
     AceHead,
     AnchorHead,
@@ -165,6 +166,57 @@ def test_a_checkpoint_of_another_trial_is_refused(tmp_path: Path) -> None:
     list(begin(trial(CoordinateLoss(), iterations=6), tmp_path, samples).run(nothing))
     with pytest.raises(InputError, match=CHECKPOINT):
         begin(trial(CoordinateLoss(), iterations=6, learning_rate=1e-3), tmp_path, samples)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "tail", "bytes", "garbage", "code"])
+def test_a_damaged_checkpoint_is_kept_aside_and_training_begins_anew(damage: str, tmp_path: Path) -> None:
+    """Whatever happened to it, down to one byte of a tensor: as if it were not there, and not written over."""
+    samples, config = wall_samples(), trial(CoordinateLoss(), iterations=6)
+    list(begin(config, tmp_path, samples).run(nothing))
+    path = tmp_path / CHECKPOINT
+    whole = path.read_bytes()
+    match damage:
+        case "empty":
+            path.write_bytes(b"")
+        case "cut":
+            path.write_bytes(whole[: len(whole) // 2])
+        case "tail":
+            path.write_bytes(whole[-2000:])
+        case "bytes":
+            middle = len(whole) // 2
+            path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+        case "garbage":
+            path.write_text("no checkpoint")
+        case "code":
+            torch.save({"fingerprint": Path("a")}, path)  # an object made by a call
+    damaged = path.read_bytes()
+    assert begin(config, tmp_path, samples).progression.step == 0
+    assert not path.exists()
+    assert (tmp_path / f"{CHECKPOINT}.damaged").read_bytes() == damaged
+
+
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ("pathlib.Path.read_bytes", PermissionError("permission denied")),
+        ("torch.load", RuntimeError("DefaultCPUAllocator: can't allocate memory")),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_read_now_is_left_alone(
+    place: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No permission and no memory are no damage: the error is raised, and the file is read once that has passed."""
+    path = tmp_path / CHECKPOINT
+    torch.save({"step": 3}, path)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place, refuse)
+        with pytest.raises(type(error)):
+            read_checkpoint(path)
+    assert read_checkpoint(path) == {"step": 3}
 
 
 def test_divergence_is_an_error_that_leaves_the_history(tmp_path: Path) -> None:

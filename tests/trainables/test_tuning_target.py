@@ -5,16 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 from cadloc import catalog
 from cadloc.catalog import needs_gpu, reported_metrics, stages_of, tuning_target, validation_domains
 from cadloc.config import TrialConfig
+from cadloc.contract import TrialContext
+from cadloc.datasets.ace_layout import View
+from cadloc.dcre import DCRE_METRICS, DcreErrors
+from cadloc.localization import Estimate
+from cadloc.testing import Answer, keep_answers
 
 CAD = {"path": "gate.glb", "up": "z", "units": "m"}
 GATE: dict[str, Any] = {"name": "gate", "built_in": True}
 PLAIN: dict[str, Any] = {"name": "plain", "cad": CAD}
 OTHER: dict[str, Any] = {**PLAIN, "query_sets": {"cad_c": {"cad": CAD}}}
+PHOTOGRAPHED: dict[str, Any] = {**PLAIN, "photos": {"images": "./photos", "reconstruction": "./sparse"}}
 TUNED = {"name": "features", "steps": 20, "warm_up": 2}
 
 
@@ -23,15 +31,19 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model file: stages name the content of what they read."""
     monkeypatch.chdir(tmp_path)
     Path("gate.glb").write_bytes(b"a model")
+    for folder in ("photos", "sparse"):
+        Path(folder).mkdir()
 
 
 def trial(scene: dict[str, Any], **changes: Any) -> TrialConfig:
     return TrialConfig.model_validate({"scene": scene, "domains": ["synthetic", "target"], **changes})
 
 
-@pytest.mark.parametrize(("scene", "target"), [(GATE, "photo"), (OTHER, "cad_c"), (PLAIN, None)])
+@pytest.mark.parametrize(
+    ("scene", "target"), [(GATE, "photo"), (OTHER, "cad_c"), (PHOTOGRAPHED, "real"), (PLAIN, None)]
+)
 def test_the_target_is_the_best_that_a_scene_has(scene: dict[str, Any], target: str | None) -> None:
-    """The twin's photos of a built-in scene, the first other model of another; a lonely model has none, and no test."""
+    """Photographs, else a built-in scene's twin, else the first other model; a lonely model has none, and no test."""
     config = trial(scene)
     assert tuning_target(config.scene) == target
     assert ("target" in catalog.test_sets(config)) == ("target" in validation_domains(config)) == (target is not None)
@@ -44,6 +56,31 @@ def test_the_target_is_tested_on_the_very_queries_of_its_own_name() -> None:
     assert {"test/target/translation_error_median_pct", "validation/target/translation_error_median_pct"} <= (
         reported_metrics(trial(OTHER)) or set()
     )
+
+
+@pytest.mark.parametrize(("scene", "real"), [(PHOTOGRAPHED, True), (GATE, False), (OTHER, False)])
+def test_a_target_of_photographs_is_measured_as_photographs_are(
+    scene: dict[str, Any], real: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DCRE, named beforehand, and a page of the worst, which simulated photos and other models do not have."""
+    cv2.imwrite("a.png", np.zeros((48, 64, 3), np.uint8))
+    view = View("a", np.eye(4), np.diag([50.0, 50.0, 1.0]), Path("a.png"), None, 0.001)
+    pages: list[Path] = []
+    found = {
+        "query_views": (view,),
+        "kept_scene_model": None,
+        "process_renderer": None,
+        "_dcre": DcreErrors(np.array([0.1]), np.array([0.2]), np.array([0.1])),
+    }
+    for name, value in found.items():
+        monkeypatch.setattr(f"cadloc.testing.{name}", lambda *_, value=value: value)
+    monkeypatch.setattr("cadloc.testing.draw_failures", lambda path, *_, **__: pages.append(path))
+    answer = Answer(Estimate(None, 0, 0.0, 0.0, 0.01), np.zeros((0, 2)), np.zeros((0, 3)), 10.0)
+    metrics = keep_answers(trial(scene), TrialContext(tmp_path, {}), "target", [answer])
+    known = reported_metrics(trial(scene)) or set()
+    named = {name.rpartition("/")[2] for name in known if name.startswith("test/target/dcre_")}
+    assert set(metrics) == named == (set(DCRE_METRICS) if real else set())
+    assert [path.name for path in pages] == (["failures_target.png"] if real else [])
 
 
 def test_choices_are_made_on_other_pictures_than_tests() -> None:

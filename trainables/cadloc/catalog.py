@@ -43,11 +43,7 @@ POSE_METRICS: tuple[str, ...] = (
     "translation_error_median_m",
     "translation_error_median_pct",
     "rotation_error_median_deg",
-    "recall_5cm_5deg",
-    "recall_10cm_5deg",
-    "recall_25cm_2deg",
-    "recall_50cm_5deg",
-    "recall_5m_10deg",
+    *("recall_5cm_5deg", "recall_10cm_5deg", "recall_25cm_2deg", "recall_50cm_5deg", "recall_5m_10deg"),
     "recall_1pct_2deg",
     "scene_coordinate_error_median_m",
     "inlier_share_median",
@@ -56,19 +52,10 @@ POSE_METRICS: tuple[str, ...] = (
 """Metrics of every query set (`cadloc.metrics` computes them)."""
 
 DCRE_METRICS: tuple[str, ...] = (
-    "dcre_mean_median_pct",
-    "dcre_max_median_pct",
-    "dcre_recall_5pct",
-    "dcre_recall_10pct",
-    "dcre_recall_20pct",
-    "dcre_recall_30pct",
-    "dcre_max_recall_5pct",
-    "dcre_max_recall_10pct",
-    "dcre_max_recall_20pct",
-    "dcre_max_recall_30pct",
-    "dcre_cadloc_recall_10pct",
-    "dcre_cadloc_recall_20pct",
-    "dcre_cadloc_recall_30pct",
+    *("dcre_mean_median_pct", "dcre_max_median_pct"),
+    *("dcre_recall_5pct", "dcre_recall_10pct", "dcre_recall_20pct", "dcre_recall_30pct"),
+    *("dcre_max_recall_5pct", "dcre_max_recall_10pct", "dcre_max_recall_20pct", "dcre_max_recall_30pct"),
+    *("dcre_cadloc_recall_10pct", "dcre_cadloc_recall_20pct", "dcre_cadloc_recall_30pct"),
 )
 """Metrics of photos and of renders at their poses, beside `POSE_METRICS` (`cadloc.dcre` computes them)."""
 
@@ -134,17 +121,13 @@ def stages_of(config: TrialConfig) -> dict[str, StageSpec]:
 
 def views_stage(config: TrialConfig, name: str) -> StageSpec:
     """The stage that makes the views of a domain or of one of the scene's query sets."""
-    match name:
+    match source_of(config.scene, name):
         case "real":
             return _photos(config)
         case "gt_poses":
             return _renders_at_photo_poses(config)
-        case "target":
-            target = tuning_target(config.scene)
-            assert target is not None, "test_sets names none without it"
-            return views_stage(config, target)
-        case _:
-            return _renders(config, name)
+        case source:
+            return _renders(config, source)
 
 
 def validation_domains(config: TrialConfig) -> tuple[Domain, ...]:
@@ -173,7 +156,7 @@ def reported_metrics(config: TrialConfig) -> frozenset[str] | None:
         module = importlib.import_module(config.trainable.split(":", 1)[0])
         return frozenset(module.reported_metrics(config)) if hasattr(module, "reported_metrics") else None
     tests = {f"test/{name}/{metric}" for name in test_sets(config) for metric in POSE_METRICS}
-    pairs = set(test_sets(config)) & set(PAIRED_DOMAINS)
+    pairs = [name for name in test_sets(config) if source_of(config.scene, name) in PAIRED_DOMAINS]
     tests |= {f"test/{name}/{metric}" for name in pairs for metric in DCRE_METRICS}
     kinds = (*POSE_METRICS, *(("loss_m", "loss_px") if config.trainable == "ace" else ()))
     validations = {f"validation/{name}/{metric}" for name in validation_domains(config) for metric in kinds}
@@ -237,10 +220,16 @@ def tuning_target(scene: SceneConfig) -> str | None:
     return "photo" if scene.built_in else next(iter(scene.query_sets), None)
 
 
+def source_of(scene: SceneConfig, name: str) -> str:
+    """The domain or query set that a name stands for: `target` for the scene's own, every other for itself."""
+    source = tuning_target(scene) if name == "target" else name
+    assert source is not None, "test_sets names no target where there is none"
+    return source
+
+
 def _pictures_to_tune_on(config: TrialConfig) -> StageSpec:
     """Mapping and validation views of the target; of one that is rendered, so many as tuning asks for."""
-    target = tuning_target(config.scene)
-    assert target is not None
+    target = source_of(config.scene, "target")
     return _photos(config) if target == "real" else _renders(config, target, pairs=config.finetuning_pairs)
 
 

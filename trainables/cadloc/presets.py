@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from cadloc.settings import merged
+
 SMOKE: Final[dict[str, Any]] = {
     "views": {
         "image": {"width_px": 160, "height_px": 120},
@@ -28,18 +30,17 @@ QUICK: Final[dict[str, Any]] = {
     "localization": {"max_iterations": 2_000, "min_iterations": 500},
 }
 
-# A third of `quick`: for sweeps of hundreds of trials on two CPU cores, whose arms are compared with one another.
-REDUCED: Final[dict[str, Any]] = {
-    "views": {
-        "image": {"width_px": 480, "height_px": 360},
-        "counts": {"mapping": 150, "validation": 12, "query": 40},
+# A quarter of `quick`'s time: for sweeps of hundreds of trials on two CPU cores, whose arms are compared with one
+# another.
+REDUCED: Final[dict[str, Any]] = merged(
+    QUICK,
+    {
+        "views": {"image": {"width_px": 480, "height_px": 360}, "counts": {"mapping": 150}},
+        "buffer": {"samples": 150_000, "passes": 1},
+        "head": {"anchors": 2048},
+        "training": {"iterations": 300, "validations": 1},
     },
-    "encoder": {"name": "small"},
-    "buffer": {"samples": 150_000, "passes": 1},
-    "head": {"name": "anchor", "width": 256, "anchors": 2048, "blocks": 1},
-    "training": {"iterations": 300, "batch_size": 1024, "learning_rate": 6e-3, "validations": 1},
-    "localization": {"max_iterations": 2_000, "min_iterations": 500},
-}
+)
 
 # ACE, section 4 and supplement: 8 M samples, batch 5120, 16 passes, one cycle to 5e-3.
 PAPER: Final[dict[str, Any]] = {

@@ -7,6 +7,7 @@ without changing what it is; `cadloc_sweep.executors.on_ray_training` starts the
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import pickle
@@ -22,34 +23,19 @@ from torch import nn
 from cadloc.contract import DivergenceError, Fault, InputError, Json
 from cadloc.encoders.ace import AceFeatures, save_ace
 from cadloc.encoders.small import SmallFeatures
-from cadloc.pretraining_config import Contrastive, Distillation, PoolConfig, PretrainingConfig, Regression
-from cadloc.pretraining_contrast import Contrast, at_cells, at_pixels, batch_loss, info_nce, same_point
+from cadloc.pretraining_config import Contrastive, Distillation, PretrainingConfig, Regression
+from cadloc.pretraining_contrast import Contrast
 from cadloc.pretraining_data import render_pool
 from cadloc.pretraining_distillation import TeachersFeatures
+from cadloc.pretraining_files import write_forced
 from cadloc.pretraining_history import History, Row
-from cadloc.pretraining_objective import Drawn, Material, Objective, Trainee, drawn_steps
+from cadloc.pretraining_objective import Drawn, Material, Objective, Trainee, drawn_steps, usable_buildings
 from cadloc.pretraining_pairs import PooledBuilding
 from cadloc.pretraining_regression import SceneCoordinates
-from cadloc.pretraining_validation import ValidationSet, matching_precision
+from cadloc.pretraining_validation import ValidationSet
 from cadloc.pretraining_workers import ALONE, Workers, share_batch_norms
 
-__all__ = [
-    "ALONE",
-    "History",
-    "PoolConfig",
-    "PretrainingConfig",
-    "Site",
-    "Workers",
-    "at_cells",
-    "at_pixels",
-    "batch_loss",
-    "claim",
-    "info_nce",
-    "matching_precision",
-    "pretrain",
-    "same_point",
-    "train",
-]
+__all__ = ["Site", "check_claim", "claim", "make_objective", "pretrain", "train"]
 
 CLIP = 5.0
 """Largest norm of a step's gradient."""
@@ -59,7 +45,7 @@ Listener: TypeAlias = Callable[[Row], None]
 
 @dataclass(frozen=True)
 class Site:
-    """Where a run works: none of it changes the result but by rounding.
+    """Where a run works: none of it changes the result but by rounding (`cadloc.pretraining_workers`: one exception).
 
     `loaders`: processes that draw data ahead; 0 draws between the steps, in this process. The listener hears of every
     row of the history, on the first worker only, after a resume from the row that follows the checkpoint. Raises
@@ -87,8 +73,9 @@ def pretrain(config: PretrainingConfig, directory: Path, site: Site = HERE) -> d
     """Renders the pool, trains, and leaves weights, card and `history.csv` in `directory`; returns the card.
 
     Weights are `small.safetensors`, or `ace.pt` with ACE's names. Started again in the same directory it goes on from
-    its last checkpoint. Raises InputError when the directory holds the run of another configuration, when the teacher
-    cannot be used, or when a batch cannot be shared by the workers; DivergenceError when the loss is not finite.
+    its last checkpoint. Raises InputError when the directory holds the run of another configuration or a damaged file,
+    when the pool shows too little to learn from, when the teacher cannot be used, or when a batch cannot be shared by
+    the workers; DivergenceError when the loss is not finite.
     """
     claim(directory, config)
     pool = render_pool(config.pool, directory / "pool", site.on_building)
@@ -121,12 +108,12 @@ def train(
     encoder = _initialised(config)
     share_batch_norms(encoder, site.workers)
     encoder.to(site.device)
-    objective = make_objective(Material(buildings, config, site.workers))
+    objective = make_objective(Material(usable_buildings(buildings, config), config, site.workers))
     objective.prepare(encoder.dimensions, site.device)
     run = _Run(config, site, encoder, objective)
     history = run.resumed(directory / "checkpoint.pt")
     encoder.train()
-    for step, drawn in drawn_steps(objective, len(history), config.steps, site.loaders):
+    for step, drawn in drawn_steps(objective, len(history), config.steps, site.loaders, site.workers, site.device):
         row = run.step(step, drawn)
         done = step + 1
         if validation is not None and (done % config.validate_every == 0 or done == config.steps):
@@ -193,23 +180,30 @@ class _Run:
         if not path.is_file():
             return History()
         try:
-            state = torch.load(path, weights_only=True, map_location=self._site.device)
+            state = torch.load(path, weights_only=True, map_location="cpu")
             self._encoder.load_state_dict(state["encoder"])
             self._objective.load_state_dict(state["objective"])
             self._optimizer.load_state_dict(state["optimizer"])
             return History(list(state["history"]))
-        except (RuntimeError, LookupError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        except (
+            RuntimeError,
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            EOFError,
+            pickle.UnpicklingError,
+        ) as error:
             found, action = f"a file that cannot be read ({type(error).__name__})", "remove it to start anew"
             raise InputError(Fault(str(path), "checkpoint", found, "a checkpoint of this run", action)) from error
 
     def save(self, directory: Path, history: History) -> None:
-        """Writes the checkpoint, all or nothing, and the history for people."""
+        """Writes the checkpoint, all or nothing and forced to disk, and the history for people."""
         modules = {"encoder": self._encoder, "objective": self._objective, "optimizer": self._optimizer}
         state = {name: module.state_dict() for name, module in modules.items()} | {"history": history.rows}
-        directory.mkdir(parents=True, exist_ok=True)
-        aside = directory / "checkpoint.pt.partial"
-        torch.save(state, aside)
-        aside.replace(directory / "checkpoint.pt")
+        stored = io.BytesIO()
+        torch.save(state, stored)
+        write_forced(directory / "checkpoint.pt", stored.getvalue())
         history.write(directory / "history.csv")
 
     def _update(self, loss: torch.Tensor, parameters: Sequence[nn.Parameter]) -> None:
@@ -243,12 +237,9 @@ def claim(directory: Path, config: PretrainingConfig) -> None:
     Raises InputError when it holds the run of another one.
     """
     check_claim(directory, config)
-    directory.mkdir(parents=True, exist_ok=True)
     place = directory / "config.json"
     if not place.is_file():
-        aside = place.with_name(f"{place.name}.partial")
-        aside.write_text(json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
-        aside.replace(place)
+        write_forced(place, (json.dumps(config.model_dump(mode="json"), indent=2) + "\n").encode())
 
 
 def check_claim(directory: Path, config: PretrainingConfig) -> None:

@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 
 from cadloc.settings import Count, NonNegative, Positive, Seed, Settings
 
-Side = Annotated[int, Field(ge=64, le=4096, multiple_of=8)]
+_STRIDE = 8
+Side = Annotated[int, Field(ge=64, le=4096, multiple_of=_STRIDE)]
 """Pixels: a multiple of every encoder's stride."""
 
 
@@ -62,7 +63,8 @@ class Regression(Settings):
     cells: Count = 256
     """Cells per image that the heads see."""
     images_at_once: Count = 8
-    """More images than that are encoded piece by piece, and once more for their gradients: memory is bounded."""
+    """More images per worker than that are encoded piece by piece, and once more for their gradients. Memory is bounded
+    then, and batch normalisation sees one piece of every worker at a time: there alone their number counts."""
     loss: Literal["coordinate", "reprojection"] = "coordinate"
     head_width: Annotated[int, Field(ge=16, le=4096)] = 128
     head_blocks: Annotated[int, Field(ge=0, le=16)] = 1
@@ -117,3 +119,13 @@ class PretrainingConfig(Settings):
     """Pairs of each kind in the fixed set on which matching precision is measured."""
     validate_every: Count = 400
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _crops_of_enough_cells(self) -> PretrainingConfig:
+        key = "matches" if isinstance(self.method, Contrastive) else "cells"
+        asked = self.method.matches if isinstance(self.method, Contrastive) else self.method.cells
+        there = self.width_px // _STRIDE * (self.height_px // _STRIDE)
+        if asked > there:
+            sides = f"width_px = {self.width_px} and height_px = {self.height_px}"
+            raise ValueError(f"method.{key} of at most {there}, the cells of a crop of {sides}; it is {asked}")
+        return self

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from cadloc.cad import CadModel, model_from_meshes
 from cadloc.geometry import Array, inverse, look_at, pinhole, transform_points
 from cadloc.pretraining_config import PoolConfig
+from cadloc.pretraining_files import publish_folder
 from cadloc.pretraining_pairs import PooledBuilding, overlapping_pairs
 from cadloc.pretraining_twins import photograph_building
 from cadloc.rendering import Light, Rendering, process_renderer
@@ -98,7 +99,7 @@ def render_piece(config: PoolConfig, pool: Pool, index: int) -> None:
 
 
 def render_building(config: PoolConfig, index: int, directory: Path) -> None:
-    """Renders building `index` of the pool into `directory`, all or nothing."""
+    """Renders building `index` of the pool into `directory`, all or nothing; there may be no view of it."""
     models = [
         model_from_meshes(training_building(config.building_seed(index), appearance), f"building_{index}")
         for appearance in range(config.appearances)
@@ -108,8 +109,8 @@ def render_building(config: PoolConfig, index: int, directory: Path) -> None:
     aside = directory.with_name(directory.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    _store(views, aside)
-    aside.replace(directory)
+    _store(views, config, aside)
+    publish_folder(aside, directory)
 
 
 def _views_of_target(
@@ -180,13 +181,15 @@ def _depth(seen: Rendering, cad_from_cam: Array) -> Array:
     return np.where(seen.mask, points_cam[:, 2].reshape(seen.mask.shape), 0.0)
 
 
-def _store(views: Sequence[PooledView], directory: Path) -> None:
+def _store(views: Sequence[PooledView], config: PoolConfig, directory: Path) -> None:
+    count, height, width = len(views), config.height_px, config.width_px
+    # The shapes are given for a building without views.
     building = PooledBuilding(
-        np.stack([view.image for view in views]),
-        np.stack([view.depth_m for view in views]),
-        np.stack([view.cad_from_cam for view in views]),
-        np.stack([view.intrinsics for view in views]),
-        np.array([view.appearance for view in views]),
+        np.array([view.image for view in views], np.uint8).reshape(count, height, width, 3),
+        np.array([view.depth_m for view in views], np.float16).reshape(count, height, width),
+        np.array([view.cad_from_cam for view in views], float).reshape(count, 4, 4),
+        np.array([view.intrinsics for view in views], float).reshape(count, 3, 3),
+        np.array([view.appearance for view in views], int),
         np.zeros((0, 2), int),
     )
     replace(building, pairs=overlapping_pairs(building)).save(directory)

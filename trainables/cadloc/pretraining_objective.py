@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from cadloc.contract import CadlocError, Fault, InputError
 from cadloc.encoders.ace import AceFeatures
 from cadloc.encoders.small import SmallFeatures
-from cadloc.pretraining_config import PretrainingConfig
+from cadloc.pretraining_config import Contrastive, PretrainingConfig
 from cadloc.pretraining_pairs import PooledBuilding
-from cadloc.pretraining_workers import Workers
+from cadloc.pretraining_workers import ALONE, Workers
 
 Trainee: TypeAlias = SmallFeatures | AceFeatures
 """An encoder whose `forward` has gradients."""
@@ -45,6 +46,21 @@ class Material:
     def generator(self, step: int, *slot: int) -> np.random.Generator:
         """Random numbers of one slot of one step, the same whoever draws: resuming needs no generator's state."""
         return np.random.default_rng([self.config.seed, step, *slot])
+
+
+def usable_buildings(buildings: Sequence[PooledBuilding], config: PretrainingConfig) -> list[PooledBuilding]:
+    """Those that the method can learn from: with views, and for `contrastive` with views that overlap.
+
+    Raises InputError when there is none.
+    """
+    pairs = isinstance(config.method, Contrastive)
+    usable = [building for building in buildings if len(building.pairs if pairs else building.images)]
+    if not usable:
+        lacking = "views that overlap" if pairs else "a view that sees enough"
+        found = f"{config.pool.views_per_target}, and none of {len(buildings)} buildings with {lacking}"
+        action = "ask for more of them, for more pool.targets, or for more pool.buildings"
+        raise InputError(Fault("configuration", "pool.views_per_target", found, "a pool to learn from", action))
+    return usable
 
 
 class Objective(nn.Module, ABC):
@@ -80,7 +96,7 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 class _Steps(Dataset[Drawn]):
-    """What an objective draws, by step."""
+    """What an objective draws, by step. Errors of ours are answers: a loader would tell them as text."""
 
     def __init__(self, objective: Objective, first: int, end: int) -> None:
         self._objective, self._steps = objective, range(first, end)
@@ -89,24 +105,26 @@ class _Steps(Dataset[Drawn]):
         return len(self._steps)
 
     def __getitem__(self, index: int) -> Drawn:
-        return self._objective.draw(self._steps[index])
+        try:
+            return self._objective.draw(self._steps[index])
+        except CadlocError as error:
+            return error
 
 
-def drawn_steps(objective: Objective, first: int, end: int, loaders: int) -> Iterator[tuple[int, Drawn]]:
-    """Steps and what is drawn for them, in order, whoever draws."""
-    if not loaders or first == end:
-        for step in range(first, end):
-            yield step, objective.draw(step)
-        return
+def drawn_steps(
+    objective: Objective, first: int, end: int, loaders: int, workers: Workers = ALONE, device: str = "cpu"
+) -> Iterator[tuple[int, Drawn]]:
+    """Steps and what is drawn for them, in order, whoever draws. Raises on all workers what `draw` raises on one."""
+    steps = _Steps(objective, first, end)
+    answers = _ahead(steps, loaders) if loaders and len(steps) else (steps[index] for index in range(len(steps)))
+    for step, drawn in zip(range(first, end), answers, strict=True):
+        workers.agree(drawn if isinstance(drawn, CadlocError) else None, device)
+        yield step, drawn
+
+
+def _ahead(steps: _Steps, loaders: int) -> Iterable[Drawn]:
     # Forked, not spawned: the pool's memory-mapped files are shared instead of copied. Loaders do not render.
-    loader: DataLoader[Drawn] = DataLoader(
-        _Steps(objective, first, end),
-        batch_size=None,
-        num_workers=loaders,
-        multiprocessing_context="fork",
-        collate_fn=_as_it_is,
-    )
-    yield from zip(range(first, end), loader, strict=True)
+    return DataLoader(steps, batch_size=None, num_workers=loaders, multiprocessing_context="fork", collate_fn=_as_it_is)
 
 
 def _as_it_is(drawn: Drawn) -> Drawn:

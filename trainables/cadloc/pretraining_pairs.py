@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cadloc.augmentation import Warp, identity_warp, sample_depth_m
+from cadloc.contract import Fault, InputError
 from cadloc.encoders.images import STRIDE
 from cadloc.geometry import Array, cell_pixels, inverse, project, transform_points, unproject
 from cadloc.pretraining_photos import photographed, sky
@@ -21,6 +22,8 @@ MAX_SCALE = 2.0
 MAX_ANGLE_DEG = 40.0
 SAME_DEPTH = 0.03
 """Relative difference up to which a projected point and the surface in the other view are one."""
+MOST_FRUITLESS = 200
+"""So many buildings in a row without a single pair to keep: there will never be one."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,19 @@ class PooledBuilding:
 
     @classmethod
     def open(cls, directory: Path) -> PooledBuilding:
-        """The building stored in a pool's sub-directory."""
-        images, depths_m = (np.load(directory / name, mmap_mode="r") for name in ("images.npy", "depths_m.npy"))
-        rest = (np.load(directory / f"{name}.npy") for name in ("cad_from_cam", "intrinsics", "appearance", "pairs"))
-        return cls(images, depths_m, *rest)
+        """The building stored in a pool's sub-directory. Raises InputError where its files are missing or cut off."""
+        mapped = {"images", "depths_m"}
+        try:
+            return cls(
+                *(
+                    np.load(directory / f"{field.name}.npy", mmap_mode="r" if field.name in mapped else None)
+                    for field in fields(cls)
+                )
+            )
+        except (OSError, ValueError, EOFError) as error:
+            found, allowed = f"files that cannot be read ({error})", "a building of the pool, rendered whole"
+            action = "remove this folder: the same command renders it anew"
+            raise InputError(Fault(str(directory), "pool", found, allowed, action)) from error
 
     def save(self, directory: Path) -> None:
         """Writes the arrays to `directory`, one .npy file each."""
@@ -217,17 +229,30 @@ def draw_batch(
     matches: int,
     generator: np.random.Generator,
 ) -> tuple[list[Pair], NDArray[np.int_]]:
-    """`pairs` pairs, `pairs_per_building` at a time from one building, and each one's building (pairs,)."""
+    """`pairs` pairs, `pairs_per_building` at a time from one building, and each one's building (pairs,).
+
+    Every building must have views that overlap. Raises InputError when hardly any crops of them share `matches` cells.
+    """
     drawn: list[Pair] = []
     owners: list[int] = []
+    fruitless = 0
     while len(drawn) < pairs:
+        if fruitless == MOST_FRUITLESS:
+            raise InputError(_too_many(matches))
         owner = int(generator.integers(len(buildings)))
         wanted = min(pairs_per_building, pairs - len(drawn))
         candidates = (draw_pair(buildings[owner], size_px, matches, generator) for _ in range(4 * wanted))
         found = list(islice((pair for pair in candidates if pair is not None), wanted))
         drawn += found
         owners += [owner] * len(found)
+        fruitless = 0 if found else fruitless + 1
     return drawn, np.array(owners)
+
+
+def _too_many(matches: int) -> Fault:
+    found = f"{matches}, and no pair of crops with as many in {MOST_FRUITLESS} draws of a building"
+    action = "ask for fewer, or for larger crops (width_px, height_px)"
+    return Fault("configuration", "method.matches", found, "what crops have in common", action)
 
 
 def drawn_about(

@@ -4,7 +4,8 @@ A shared encoder, one small head per building (Brachmann et al., CVPR 2023, sect
 several buildings; each head gets the cells of all its views together, so the gradient of a single view weighs little.
 Views beyond what fits are encoded piece by piece without a graph and once more for their gradients, as in GradCache
 (Gao et al., 2021), here by checkpointing; losses, heads and results are those of one pass, but batch normalisation
-sees a piece at a time. Heads start anew from time to time: what only they know is lost, what the features tell stays.
+sees a piece at a time: one of each worker's. Heads start anew from time to time: what only they know is lost, what the
+features tell stays.
 """
 
 from __future__ import annotations
@@ -148,8 +149,9 @@ class SceneCoordinates(Objective):
             )
             if taken is not None:
                 return taken
-        found = f"no crop of building {owner} with as many known cells in {_TRIES} tries"
-        raise InputError(Fault("configuration", "method.cells", str(self._method.cells), found, "ask for fewer"))
+        found = f"{self._method.cells}, and no crop of building {owner} with as many known cells in {_TRIES} draws"
+        action = "ask for fewer, or for larger crops (width_px, height_px)"
+        raise InputError(Fault("configuration", "method.cells", found, "what crops show", action))
 
 
 def _drawn_view(
@@ -192,7 +194,8 @@ def _batch(features: Tensor, taken: Sequence[Taken]) -> Batch:
 def encoded(encoder: nn.Module, images: Tensor, at_once: int, precision: str = "float32") -> Tensor:
     """Features (B, C, H/8, W/8) with gradients of images (B, 3, H, W), in the memory of `at_once` of them.
 
-    More are encoded in pieces whose graphs are made only when their gradients are asked for.
+    More are encoded in pieces whose graphs are made only when their gradients are asked for. In training, batch
+    normalisation takes its statistics from a piece, not from all images.
     """
     if len(images) <= at_once:
         return features_of(encoder, images, precision)

@@ -18,6 +18,7 @@ from cadloc.cad import CadModel, model_from_meshes
 from cadloc.datasets.building import smooth_render
 from cadloc.photographs import draw_weather, photograph
 from cadloc.pretraining_config import PoolConfig
+from cadloc.pretraining_files import publish_folder
 from cadloc.pretraining_pairs import PooledBuilding
 from cadloc.rendering import process_renderer
 from cadloc.scenes.assembly import textured_meshes
@@ -51,8 +52,8 @@ def photograph_building(config: PoolConfig, index: int, rendered: Path, director
     shown = building.appearance[building.pairs[:, 0]] == _PHOTOGRAPHED_APPEARANCE
     photographs = replace(
         building,
-        images=np.stack([image for image, _ in taken]),
-        depths_m=np.stack([depth_m for _, depth_m in taken]),
+        images=np.array([image for image, _ in taken], np.uint8).reshape(building.images.shape),
+        depths_m=np.array([depth_m for _, depth_m in taken], np.float16).reshape(building.depths_m.shape),
         appearance=np.full(len(taken), _PHOTOGRAPHED_APPEARANCE),
         pairs=building.pairs[shown],
     )
@@ -60,7 +61,7 @@ def photograph_building(config: PoolConfig, index: int, rendered: Path, director
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     photographs.save(aside)
-    aside.replace(directory)
+    publish_folder(aside, directory)
 
 
 def _taken(

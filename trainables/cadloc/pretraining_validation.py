@@ -67,17 +67,6 @@ class ValidationSet:
         return {kind: float(np.mean(values)) for kind, values in shares.items()}
 
 
-def matching_precision(
-    encoder: Encoder,
-    buildings: Sequence[PooledBuilding],
-    pairs: int,
-    seed: int,
-    photographs: Sequence[PooledBuilding] = (),
-) -> dict[str, float]:
-    """`ValidationSet.precision` of a set drawn for this once."""
-    return ValidationSet.drawn(buildings, photographs, pairs, seed).precision(encoder)
-
-
 def _candidates(
     buildings: Sequence[PooledBuilding], photographs: Sequence[PooledBuilding]
 ) -> dict[str, list[Candidate]]:

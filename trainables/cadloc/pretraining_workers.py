@@ -1,8 +1,10 @@
 """Processes that share one step of pre-training: each takes a part of the batch, all take the same step.
 
 Nothing of the result but rounding depends on their number: losses see the features of the whole batch, batch
-normalisation its statistics, and every process the mean gradient. Works over any backend of `torch.distributed`
-(gloo on CPUs, nccl on GPUs); one all-reduce per step carries the gradients, 3 MB for the `small` encoder.
+normalisation its statistics, and every process the mean gradient. The exception is a batch that is encoded in pieces
+(`Regression.images_at_once`): batch normalisation sees a piece of every process. Works over any backend of
+`torch.distributed` (gloo on CPUs, nccl on GPUs); one all-reduce per step carries the gradients, 3 MB for the `small`
+encoder.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from cadloc.contract import Fault, InputError
+from cadloc.contract import CadlocError, Fault, InputError
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,25 @@ class Workers:
         flat /= self.size
         for parameter, mean in zip(listed, torch.split(flat, [p.numel() for p in listed]), strict=True):
             parameter.grad = mean.view_as(parameter).clone()
+
+    def agree(self, error: CadlocError | None, device: str | torch.device) -> None:
+        """Raises an error that any of the workers has, on all of them: the others would wait for that one for ever.
+
+        `device` is one that the group's backend can send from.
+        """
+        if self.size > 1:
+            error = self._first_of(error, device)
+        if error is not None:
+            raise error
+
+    def _first_of(self, error: CadlocError | None, device: str | torch.device) -> CadlocError | None:
+        failed = torch.tensor(float(error is not None), device=device)
+        distributed.all_reduce(failed)
+        if not failed.item():
+            return None
+        errors: list[CadlocError | None] = [None] * self.size
+        distributed.all_gather_object(errors, error)
+        return next(found for found in errors if found is not None)
 
     def wait(self) -> None:
         """Until all workers have come here."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from cadloc.artifacts import write_poses
 from cadloc.cad import CadModel
-from cadloc.catalog import PAIRED_DOMAINS
+from cadloc.catalog import PAIRED_DOMAINS, source_of
 from cadloc.config import TrialConfig
 from cadloc.contract import TrialContext
 from cadloc.datasets.ace_layout import Dataset, View
@@ -44,20 +44,21 @@ def query_views(context: TrialContext, name: str) -> tuple[View, ...]:
 def keep_answers(config: TrialConfig, context: TrialContext, name: str, answers: Sequence[Answer]) -> dict[str, float]:
     """Writes `poses_NAME.csv` of one answer per query view; returns the DCRE metrics where the set has them.
 
-    Photographs get a page of the worst ten, too: `figures/failures_real.png`.
+    Photographs get a page of the worst ten, too: `figures/failures_NAME.png`. `target` has what it stands for has.
     """
     views = query_views(context, name)
     estimates = [answer.estimate for answer in answers]
     cam_from_cad = np.stack([inverse(view.cad_from_cam) for view in views])
     errors = PoseErrors.of(estimates, cam_from_cad)
     model = kept_scene_model(config.scene)
-    dcre = _dcre(config, model, views, estimates) if name in PAIRED_DOMAINS else None
+    source = source_of(config.scene, name)
+    dcre = _dcre(config, model, views, estimates) if source in PAIRED_DOMAINS else None
     share = None if dcre is None else dcre.mean_share
     write_poses(context.directory / f"poses_{name}.csv", [view.name for view in views], estimates, errors, share)
-    if name == "real" and share is not None:
+    if source == "real" and share is not None:
         worst = worst_queries(share, errors.translation_m)
         rows = [_row(views[i], answers[i], float(share[i])) for i in worst]
-        path = context.directory / "figures" / "failures_real.png"
+        path = context.directory / "figures" / f"failures_{name}.png"
         draw_failures(path, rows, model, process_renderer(config.views.backend), title=_title(config))
     return {} if dcre is None else dcre_summary(dcre)
 

@@ -95,7 +95,7 @@ class Training:
         Raises InputError for a checkpoint of another configuration or another buffer.
         """
         path = self._directory / CHECKPOINT
-        stored = read_checkpoint(path, self._device)
+        stored = read_checkpoint(path)
         if stored is None:
             return False
         if stored["fingerprint"] != self._fingerprint():

@@ -148,7 +148,8 @@ def train_worker(given: dict[str, Any]) -> dict[str, Json] | CadlocError:
     """What each worker does: its part of every step. Errors of ours are answers: to try them again would not help."""
     from ray.train.torch import get_device
 
-    from cadloc.pretraining import Site, Workers, pretrain
+    from cadloc.pretraining import Site, pretrain
+    from cadloc.pretraining_workers import Workers
 
     job: TrainingJob = given["job"]
     workers = Workers.joined()

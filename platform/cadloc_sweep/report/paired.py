@@ -99,13 +99,15 @@ class PairedArm:
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """The arms of a sweep, the baseline first, on one query set. `queries` per scene that has any."""
+    """The arms of a sweep, the baseline first, on one query set. `queries` per scene that has any; `trials` is the
+    number of the sweep's trials by status, of which finished ones alone take part."""
 
     space: str
     test_set: str
     metric: str
     arms: tuple[PairedArm, ...]
     queries: Mapping[str, int]
+    trials: Mapping[str, int]
 
     @property
     def baseline(self) -> PairedArm:
@@ -135,7 +137,7 @@ def compare(
         for index, (label, choice) in enumerate(choices.items())
     )
     queries = {scene: len(table.queries) for scene, table in scenes.items() if table.queries}
-    return PairedComparison(results.space, test_set, metric, arms, queries)
+    return PairedComparison(results.space, test_set, metric, arms, queries, results.counts)
 
 
 # --- reading ----------------------------------------------------------------------------------------------

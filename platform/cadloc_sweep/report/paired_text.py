@@ -29,8 +29,13 @@ def tables(compared: PairedComparison) -> list[Table]:
     name, unit, _ = TITLES[compared.metric]
     scenes = tuple(f"{scene} ({count} queries)" for scene, count in compared.queries.items())
     medians = [(arm.label, *(_median(arm.cells.get(scene)) for scene in compared.queries)) for arm in compared.arms]
+    baseline = compared.baseline.cells
     changes = [
-        (arm.label, *(_change(arm.cells.get(scene)) for scene in compared.queries), *_pooled(arm, len(scenes)))
+        (
+            arm.label,
+            *(_change(arm.cells.get(scene), baseline.get(scene)) for scene in compared.queries),
+            *_pooled(arm, len(scenes)),
+        )
         for arm in compared.arms[1:]
     ]
     where = f"{compared.space}: {DOMAIN_TITLES.get(compared.test_set, compared.test_set)}"
@@ -47,7 +52,10 @@ def tables(compared: PairedComparison) -> list[Table]:
 def footnote(compared: PairedComparison) -> str:
     """What the numbers are, and what they leave out."""
     cells = [cell for arm in compared.arms for cell in arm.cells.values()]
+    baseline = compared.baseline.cells
+    trials = ", ".join(f"{count} {status}" for status, count in compared.trials.items())
     lines = [
+        f"trials: {trials}",
         "median: mean over seeds of the median over queries; change: exp(mean log ratio to the baseline's median, over "
         "the seeds that both have) − 1; below 0 is better",
         "[ ]: 95 % interval, resampling seeds and queries, the same for both arms; ! excludes 0. Where 3 seeds differ "
@@ -55,8 +63,13 @@ def footnote(compared: PairedComparison) -> str:
         "pooled: mean log ratio over the scenes, about these scenes; better / worse: scenes whose own interval lies "
         "below / above 0, of those that have one",
     ]
+    own = sum(arm.pooled.judged for arm in compared.arms if arm.pooled is not None)
+    if own > 1:
+        lines.append(f"{own} intervals of single scenes: about one in twenty excludes 0 by chance")
     if any(count < FEWEST_QUERIES for count in compared.queries.values()):
         lines.append(f"pooled only: fewer than {FEWEST_QUERIES} queries; the scene is in the pool and not judged alone")
+    if any(_lacks_seeds(cell, baseline.get(scene)) for arm in compared.arms for scene, cell in arm.cells.items()):
+        lines.append("(n of m seeds): the arm has finished n of the baseline's m seeds, and is compared over those")
     if any(cell.pairs == 1 for cell in cells):
         lines.append("without [ ]: one seed in common says nothing about the spread over seeds")
     if any(cell.failed for cell in cells):
@@ -83,9 +96,15 @@ def as_rich(compared: PairedComparison) -> RenderableType:
 
 def as_json(compared: PairedComparison) -> str:
     """The comparison as JSON: per arm its scenes and its pool; changes in percent, null where there is none."""
-    head = {"space": compared.space, "test_set": compared.test_set, "metric": compared.metric}
-    arms = [_arm_json(arm) for arm in compared.arms]
-    return json.dumps(head | {"baseline": compared.baseline.label, "arms": arms}, indent=2, allow_nan=False)
+    content = {
+        "space": compared.space,
+        "test_set": compared.test_set,
+        "metric": compared.metric,
+        "trials": dict(compared.trials),
+        "baseline": compared.baseline.label,
+        "arms": [_arm_json(arm) for arm in compared.arms],
+    }
+    return json.dumps(content, indent=2, allow_nan=False)
 
 
 def as_csv(compared: PairedComparison) -> str:
@@ -119,11 +138,16 @@ def _median(cell: SceneCell | None) -> str:
     return digits + (" m" if cell.unit == "m" else "")
 
 
-def _change(cell: SceneCell | None) -> str:
+def _change(cell: SceneCell | None, baseline: SceneCell | None) -> str:
     change = None if cell is None else cell.change
-    if cell is None or change is None:
+    if cell is None or baseline is None or change is None:
         return "–"
-    return _interval(change) + (" (pooled only)" if cell.queries < FEWEST_QUERIES else "")
+    missing = f" ({cell.pairs} of {baseline.seeds} seeds)" if _lacks_seeds(cell, baseline) else ""
+    return _interval(change) + missing + (" (pooled only)" if cell.queries < FEWEST_QUERIES else "")
+
+
+def _lacks_seeds(cell: SceneCell, baseline: SceneCell | None) -> bool:
+    return cell.log_ratios is not None and baseline is not None and cell.pairs < baseline.seeds
 
 
 def _pooled(arm: PairedArm, scenes: int) -> tuple[str, str]:

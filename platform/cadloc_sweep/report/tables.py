@@ -8,8 +8,9 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from cadloc.catalog import tuning_target
 from cadloc_sweep.report.results import Arm, SweepResults
 from cadloc_sweep.report.statistics import Interval
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 DOMAIN_TITLES = {
     "photo": "photo (simulated)",
     "real": "real photographs",
-    "target": "target (photo, another CAD model or real photographs: whatever the scene has)",
+    "target": "target (simulated photos, another CAD model or real photographs: whatever the scene has)",
     "gt_poses": "gt_poses (renders at the photographs' poses)",
 }
 """What a reader must know about a query set whose name alone would mislead."""
@@ -45,7 +46,6 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "dcre_cadloc_recall_30pct": ("CadLoc's ≤ 30 %", "max"),
 }
 """Metric of a query set -> heading and which end is better. Recalls are shares of all queries, shown in percent."""
-
 
 METRE_RECALLS = ("recall_5cm_5deg", "recall_10cm_5deg", "recall_25cm_2deg", "recall_50cm_5deg", "recall_5m_10deg")
 
@@ -96,8 +96,8 @@ def tables(results: SweepResults) -> list[Table]:
     """One table per query set, the objective's first: an arm per row, its best value per scene marked with `*`."""
     domains = sorted(results.domains, key=lambda domain: (not results.objective.startswith(f"test/{domain}/"), domain))
     made = [_domain_table(results, domain) for domain in domains]
-    extra = [] if _is_shown(results) else [_table(results, "objective", [_objective_column(results)])]
-    return extra + made
+    objective = _Column(results.objective, results.objective, results.mode)
+    return made if _is_shown(results) else [_table(results, "objective", [objective]), *made]
 
 
 def as_json(results: SweepResults) -> str:
@@ -121,7 +121,7 @@ def as_csv(results: SweepResults) -> str:
 
 def as_markdown(results: SweepResults) -> str:
     """The tables in GitHub's Markdown, with the footnote that explains them."""
-    blocks = [f"## {results.space}", *(_markdown_table(table) for table in tables(results)), footnote(results)]
+    blocks = [f"## {results.space}", *(compact_markdown(table, 2) for table in tables(results)), footnote(results)]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -135,7 +135,7 @@ def as_rich(results: SweepResults, width: int) -> RenderableType:
     pairs = zip(whole, fitted, strict=True)
     hidden = list(dict.fromkeys(name for all_, kept in pairs for name in all_.headings if name not in kept.headings))
     note = f"\nnot shown for want of width (--format md has them): {', '.join(hidden)}" if hidden else ""
-    return Group(*(_rich_table(table) for table in fitted), Text(footnote(results) + note, style="dim"))
+    return Group(*(compact_rich(table, 2) for table in fitted), Text(footnote(results) + note, style="dim"))
 
 
 def footnote(results: SweepResults) -> str:
@@ -145,8 +145,8 @@ def footnote(results: SweepResults) -> str:
         f"objective: {results.objective} ({results.mode}); trials: {counts}",
         "mean ± half of the 95 % t interval over seeds (from two on); recalls in % of all queries; * best of its scene",
     ]
-    if "photo" in results.domains:
-        lines.append("photo (simulated): rendered with other light, texture and occluders; not real photographs")
+    if simulated := _simulated(results):
+        lines.append(f"{simulated}: rendered with other light, texture and occluders; not real photographs")
     if any(not arm.metric for arm in results.arms):
         lines.append("–: the scene is not metric, its metres mean nothing")
     if any(arm.has_failed(name) for arm in results.arms for name in arm.metrics):
@@ -159,6 +159,13 @@ def footnote(results: SweepResults) -> str:
     if any(results.difference_from_baseline(arm) is not None for arm in results.arms):
         lines.append(f"Δ: objective minus that of {results.baseline}, paired by scene and seed; ! interval excludes 0")
     return "\n".join(lines)
+
+
+def _simulated(results: SweepResults) -> str:
+    """Which query sets are simulated photographs; empty: none."""
+    twins = any(tuning_target(arm.outcomes[0].trial.config.scene) == "photo" for arm in results.arms)
+    names = {"photo": "photo (simulated)", **({"target": "target of built-in scenes"} if twins else {})}
+    return ", ".join(text for name, text in names.items() if name in results.domains)
 
 
 # --- building ---------------------------------------------------------------------------------------------
@@ -179,10 +186,6 @@ def _domain_table(results: SweepResults, domain: str) -> Table:
         if f"test/{domain}/{name}" in present
     ]
     return _table(results, DOMAIN_TITLES.get(domain, domain), columns)
-
-
-def _objective_column(results: SweepResults) -> _Column:
-    return _Column(results.objective, results.objective, results.mode)
 
 
 def _is_shown(results: SweepResults) -> bool:
@@ -262,47 +265,35 @@ def _delta(results: SweepResults, arm: Arm) -> str:
 # --- drawing ----------------------------------------------------------------------------------------------
 
 
-def _markdown_table(table: Table) -> str:
-    lines = [f"### {table.title}", ""]
-    lines.append("| " + " | ".join(table.headings) + " |")
-    lines.append("|" + "|".join("---" if index < 2 else "--:" for index in range(len(table.headings))) + "|")
-    lines += ["| " + " | ".join(_bold(cell).replace("|", "\\|") for cell in row) + " |" for row in table.rows]
-    return "\n".join(lines)
-
-
-def _bold(cell: str) -> str:
-    return f"**{cell.removesuffix('*')}**" if cell.endswith("*") else cell
-
-
-def _rich_table(table: Table) -> RenderableType:
-    from rich.markup import escape
-    from rich.table import Table as RichTable
-
-    drawn = RichTable(title=table.title, title_justify="left")
-    for index, heading in enumerate(table.headings):
-        drawn.add_column(heading, justify="left" if index < 2 else "right", no_wrap=index != 1)
-    for index, row in enumerate(table.rows):
-        if index in table.starts:
-            drawn.add_section()
-        drawn.add_row(*(f"[bold green]{escape(cell)}[/]" if cell.endswith("*") else escape(cell) for cell in row))
-    return drawn
-
-
-def compact_markdown(table: Table) -> str:
-    """A table whose first column alone is text, in GitHub's Markdown."""
-    head = [table.headings, ("---", *["--:"] * (len(table.headings) - 1))]
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (*head, *table.rows)]
+def compact_markdown(table: Table, texts: int = 1) -> str:
+    """A table in GitHub's Markdown, its first `texts` columns to the left; the best values are bold."""
+    rule = tuple("---" if index < texts else "--:" for index in range(len(table.headings)))
+    lines = ("| " + " | ".join(map(_markdown, line)) + " |" for line in (table.headings, rule, *table.rows))
     return "\n".join([f"### {table.title}", "", *lines])
 
 
-def compact_rich(table: Table) -> RenderableType:
-    """A table whose first column alone is text, for a terminal; cells that end in `!` stand out."""
+def compact_rich(table: Table, texts: int = 1) -> RenderableType:
+    """A table for a terminal, its first `texts` columns to the left; the best values and cells with a `!` stand out.
+
+    Of more than one such column the second may take several lines, all others none.
+    """
     from rich.markup import escape
     from rich.table import Table as RichTable
 
     drawn = RichTable(title=escape(table.title), title_justify="left")
     for index, heading in enumerate(table.headings):
-        drawn.add_column(escape(heading), justify="right" if index else "left")
-    for row in table.rows:
-        drawn.add_row(*(f"[bold]{escape(cell)}[/]" if cell.endswith("!") else escape(cell) for cell in row))
+        side: Literal["left", "right"] = "left" if index < texts else "right"
+        drawn.add_column(escape(heading), justify=side, no_wrap=texts > 1 and index != 1)
+    for index, row in enumerate(table.rows):
+        if index in table.starts:
+            drawn.add_section()
+        drawn.add_row(*(f"[{_style(cell)}]{escape(cell)}[/]" if _style(cell) else escape(cell) for cell in row))
     return drawn
+
+
+def _markdown(cell: str) -> str:
+    return (f"**{cell.removesuffix('*')}**" if cell.endswith("*") else cell).replace("|", "\\|")
+
+
+def _style(cell: str) -> str:
+    return "bold green" if cell.endswith("*") else "bold" if " !" in cell else ""

@@ -62,14 +62,15 @@ class EncoderRun:
         if time.monotonic() - self._sent_s >= FLUSH_EVERY_S:
             self._attempt(self._send)
 
-    def ended(self, rows: Sequence[Mapping[str, float]], card: Mapping[str, Json] | None) -> bool:
-        """Sends all that is missing of the history and, if the run has finished, card, history and weights.
+    def ended(self, rows: Sequence[Mapping[str, float]], status: str, card: Mapping[str, Json] | None) -> bool:
+        """Sends the end (MLflow's `status`), all that is missing of the history and, if there is a card, the results.
 
-        Whether MLflow has got it; says why not through `note`.
+        These are card, history and weights. A run without rows that MLflow knows nothing of stays unknown. Whether
+        MLflow has got it; says why not through `note`.
         """
         for row in rows:
             self._keep(row)
-        return self._attempt(lambda: self._end(card))
+        return self._attempt(lambda: self._end(status, card) if rows or self._known() else None)
 
     def _keep(self, row: Mapping[str, float]) -> None:
         step, measured = int(row["step"]), any(name.startswith("precision/") for name in row)
@@ -96,19 +97,20 @@ class EncoderRun:
             client.log_batch(self._run_id, metrics=metrics, tags=[RunTag(STEP_TAG, as_tag(batch.place))])
             self._curves.sent(batch)
 
-    def _end(self, card: Mapping[str, Json] | None) -> None:
+    def _end(self, status: str, card: Mapping[str, Json] | None) -> None:
         self._send()
         client = self._open()
-        if card is None:
-            client.set_terminated(self._run_id, "KILLED")
-            return
+        if card is not None:
+            self._send_results(client, card)
+        client.set_terminated(self._run_id, status)
+
+    def _send_results(self, client: MlflowClient, card: Mapping[str, Json]) -> None:
         final = {f"final/precision/{kind}": value for kind, value in card["validation"].items()}
         now_ms = int(time.time() * 1000)
         client.log_batch(self._run_id, metrics=[Metric(name, value, now_ms, 0) for name, value in final.items()])
         for path in sorted(self._directory.glob("*")):
             if path.suffix in {".json", ".csv", ".safetensors"} or path.name == "ace.pt":
                 client.log_artifact(self._run_id, str(path))
-        client.set_terminated(self._run_id, "FINISHED")
 
     def _open(self) -> MlflowClient:
         """The client, with the directory's one run found or made."""
@@ -116,12 +118,28 @@ class EncoderRun:
             return self._client
         client = MlflowClient(self.uri)
         experiment = self._find_experiment(client)
-        mark = digest({"directory": str(self._directory), "config": dict(self._tracking.config)})
-        found = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{mark}'", max_results=1)
-        run = found[0] if found else client.create_run(experiment, run_name=self._directory.name, tags={RUN_TAG: mark})
+        run = self._find_run(client, experiment) or client.create_run(
+            experiment, run_name=self._directory.name, tags={RUN_TAG: self._mark}
+        )
         self._resume(client, run)
         self._client = client
         return client
+
+    @property
+    def _mark(self) -> str:
+        return digest({"directory": str(self._directory), "config": dict(self._tracking.config)})
+
+    def _known(self) -> bool:
+        """Whether MLflow has this run; makes nothing."""
+        if self._tracking.uri is None and not (self._directory / "mlflow.db").is_file():
+            return False
+        client = MlflowClient(self.uri)
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        return experiment is not None and self._find_run(client, experiment.experiment_id) is not None
+
+    def _find_run(self, client: MlflowClient, experiment: str) -> Run | None:
+        found = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{self._mark}'", max_results=1)
+        return found[0] if found else None
 
     def _find_experiment(self, client: MlflowClient) -> str:
         found = client.get_experiment_by_name(EXPERIMENT)

@@ -57,7 +57,8 @@ def artifacts(directory: Path) -> Iterator[tuple[Path, str | None]]:
     for path in (*singles, *sorted(directory.glob("poses_*.csv")), *sorted(directory.glob("history.csv"))):
         if path.is_file():
             yield path, None
-    for path in sorted((directory / "encoder").glob("*")):  # of a map whose encoder was tuned
+    # Of a map whose encoder was tuned; its weights, too: the map cannot be read without them.
+    for path in sorted(path for path in (directory / "encoder").glob("*") if path.is_file()):
         yield path, "encoder"
     for path in sorted(paths.figures.glob("*.png")):
         yield path, paths.figures.name

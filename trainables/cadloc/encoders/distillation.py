@@ -27,11 +27,10 @@ Extractor: TypeAlias = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Components:
-    """Principal components of features: `mean` (C,), `basis` (k, C) orthonormal, `explained` share of the variance."""
+    """Principal components of features: `mean` (C,) and `basis` (k, C), which is orthonormal."""
 
     mean: Tensor
     basis: Tensor
-    explained: float
 
     def of(self, features: Tensor) -> Tensor:
         """Components (B, k, h, w) of features (B, C, h, w)."""
@@ -87,8 +86,7 @@ def principal_components(features: Iterable[Tensor], most: int, name: str) -> Co
     kept = torch.arange(len(values) - 1, max(len(values) - 1 - most, -1), -1)
     basis = vectors[:, kept].T
     signs = basis.gather(1, basis.abs().argmax(1, keepdim=True)).sign()
-    explained = float(values[kept].clamp_min(0).sum() / values.clamp_min(0).sum())
-    return Components(mean.float(), (basis * signs).float(), explained)
+    return Components(mean.float(), (basis * signs).float())
 
 
 def on_grid(features: Tensor, rows: int, columns: int) -> Tensor:
