@@ -40,6 +40,11 @@ __all__ = ["Site", "check_claim", "claim", "make_objective", "pretrain", "train"
 CLIP = 5.0
 """Largest norm of a step's gradient."""
 
+_NO_CHECKPOINT = (
+    RuntimeError, LookupError, TypeError, ValueError, AttributeError, EOFError, pickle.UnpicklingError,
+)  # fmt: skip
+"""What reading a file that is cut off, or something else altogether, may raise."""
+
 Listener: TypeAlias = Callable[[Row], None]
 
 
@@ -185,15 +190,7 @@ class _Run:
             self._objective.load_state_dict(state["objective"])
             self._optimizer.load_state_dict(state["optimizer"])
             return History(list(state["history"]))
-        except (
-            RuntimeError,
-            LookupError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            EOFError,
-            pickle.UnpicklingError,
-        ) as error:
+        except _NO_CHECKPOINT as error:
             found, action = f"a file that cannot be read ({type(error).__name__})", "remove it to start anew"
             raise InputError(Fault(str(path), "checkpoint", found, "a checkpoint of this run", action)) from error
 

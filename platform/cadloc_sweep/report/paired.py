@@ -9,7 +9,7 @@ import csv
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import numpy as np
 from cadloc.contract import Fault, InputError, Json
 from cadloc.faults import did_you_mean
 from cadloc_sweep.report.paired_bootstrap import Array, draws, log_medians, log_ratios, percent_interval
+from cadloc_sweep.report.paired_validation import validation_changes
 from cadloc_sweep.report.results import Arm, SweepResults
 from cadloc_sweep.report.statistics import Interval
 from cadloc_sweep.trials import SweepPaths
@@ -100,7 +101,8 @@ class PairedArm:
 @dataclass(frozen=True)
 class PairedComparison:
     """The arms of a sweep, the baseline first, on one query set. `queries` per scene that has any; `trials` is the
-    number of the sweep's trials by status, of which finished ones alone take part."""
+    number of the sweep's trials by status, of which finished ones alone take part; `validation` what
+    `validation_changes` says of the arms."""
 
     space: str
     test_set: str
@@ -108,6 +110,7 @@ class PairedComparison:
     arms: tuple[PairedArm, ...]
     queries: Mapping[str, int]
     trials: Mapping[str, int]
+    validation: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def baseline(self) -> PairedArm:
@@ -137,7 +140,8 @@ def compare(
         for index, (label, choice) in enumerate(choices.items())
     )
     queries = {scene: len(table.queries) for scene, table in scenes.items() if table.queries}
-    return PairedComparison(results.space, test_set, metric, arms, queries, results.counts)
+    validation = validation_changes(results, test_set, metric)
+    return PairedComparison(results.space, test_set, metric, arms, queries, results.counts, validation)
 
 
 # --- reading ----------------------------------------------------------------------------------------------

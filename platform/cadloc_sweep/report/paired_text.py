@@ -29,12 +29,13 @@ def tables(compared: PairedComparison) -> list[Table]:
     name, unit, _ = TITLES[compared.metric]
     scenes = tuple(f"{scene} ({count} queries)" for scene, count in compared.queries.items())
     medians = [(arm.label, *(_median(arm.cells.get(scene)) for scene in compared.queries)) for arm in compared.arms]
-    baseline = compared.baseline.cells
+    baseline, validated = compared.baseline.cells, bool(compared.validation)
     changes = [
         (
             arm.label,
             *(_change(arm.cells.get(scene), baseline.get(scene)) for scene in compared.queries),
             *_pooled(arm, len(scenes)),
+            *([_signed(compared.validation[arm.label])] if arm.label in compared.validation else ["–"] * validated),
         )
         for arm in compared.arms[1:]
     ]
@@ -43,7 +44,7 @@ def tables(compared: PairedComparison) -> list[Table]:
         Table(f"{where}: median {name}, {unit}", ("arm", *scenes), tuple(medians)),
         Table(
             f"{where}: change of the median {name} against {compared.baseline.label}, %",
-            ("arm", *scenes, "pooled", "better / worse"),
+            ("arm", *scenes, "pooled", "better / worse", *["validation"] * validated),
             tuple(changes),
         ),
     ]
@@ -63,6 +64,10 @@ def footnote(compared: PairedComparison) -> str:
         "pooled: mean log ratio over the scenes, about these scenes; better / worse: scenes whose own interval lies "
         "below / above 0, of those that have one",
     ]
+    if compared.validation:
+        lines.append(
+            "validation: the pooled change of validation's medians, by which arms are chosen before a test is read"
+        )
     own = sum(arm.pooled.judged for arm in compared.arms if arm.pooled is not None)
     if own > 1:
         lines.append(f"{own} intervals of single scenes: about one in twenty excludes 0 by chance")
@@ -101,6 +106,7 @@ def as_json(compared: PairedComparison) -> str:
         "test_set": compared.test_set,
         "metric": compared.metric,
         "trials": dict(compared.trials),
+        "validation_change_pct": dict(compared.validation),
         "baseline": compared.baseline.label,
         "arms": [_arm_json(arm) for arm in compared.arms],
     }

@@ -272,7 +272,7 @@ def _rows(encoder: LearnedEncoder, images: Tensor, pixels: Sequence[Tensor], con
 
 
 def _resumed(tuning: Tuning, path: Path, fingerprint: str) -> bool:
-    stored = read_checkpoint(path, tuning.config.device)
+    stored = read_checkpoint(path)
     if stored is None:
         return False
     if stored["fingerprint"] != fingerprint:
