@@ -102,10 +102,11 @@ def test_info_nce_is_its_definition() -> None:
     assert symmetric_info_nce(tensor(a), tensor(b), near, 0.2).item() == pytest.approx(expected, abs=1e-9)
 
 
-def test_the_reach_is_a_metre_or_a_share_of_the_scene() -> None:
+def test_the_reach_is_a_length_or_a_share_of_the_scene() -> None:
     """The larger of the two tells negatives from the same place."""
-    assert reach_of(InfoNce(), 20.0) == 1.0
-    assert reach_of(InfoNce(), 100.0) == pytest.approx(3.0)
+    loss = InfoNce(reach_m=0.5, reach_share=0.01)
+    assert reach_of(loss, 20.0) == 0.5
+    assert reach_of(loss, 100.0) == pytest.approx(1.0)
 
 
 def test_nearness_does_not_drown_far_from_the_origin() -> None:

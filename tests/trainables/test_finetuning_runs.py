@@ -338,8 +338,8 @@ def test_tuning_features_brings_photos_to_renders(inputs: dict[str, Path], tmp_p
 
 
 def test_the_anchor_keeps_a_map_usable(inputs: dict[str, Path], tmp_path: Path) -> None:
-    """A head taught under the original encoder reads the same cells of renders under a tuned one to a metre or so, on a
-    wall of 16 m; tuned for pairs alone, the encoder leaves it nothing to read."""
+    """A head taught under the original encoder reads the same cells of renders under an anchored one nearly as well;
+    tuned for pairs alone, the encoder leaves it several times the error."""
     material = material_of(inputs)
     settings = TuningHead(name="ace", width=64, samples=480, prepared_steps=120, batch_size=160, learning_rate=5e-3)
     head, taught = LearningHead(settings, encoder().dimensions, 0), list[CellBatch]()
@@ -358,13 +358,12 @@ def test_the_anchor_keeps_a_map_usable(inputs: dict[str, Path], tmp_path: Path) 
     errors_m = {}
     for anchor in (0.0, 30.0):
         config = config_of(
-            name="features", loss={"name": "mse"}, steps=8, validate_every=8, matches=30, replay=0, ema=0,
+            name="features", loss={"name": "mse"}, steps=16, validate_every=16, matches=30, replay=0, ema=0,
             anchor=anchor, crops={**BIG, "develop_renders": False},
         )  # fmt: skip
         errors_m[anchor] = error_m(tune(encoder(), material, material, config, tmp_path / str(anchor)).encoder)
-    assert error_m(encoder()) < 0.7
-    assert errors_m[30.0] < 1.5
-    assert errors_m[0.0] > 2
+    assert errors_m[30.0] < 1.3 * error_m(encoder())
+    assert errors_m[0.0] > 2 * error_m(encoder())
 
 
 @pytest.mark.parametrize(("which", "moved"), [("last_block", ("blocks.3", "projection")), ("adapters", ("adapter",))])
