@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ from cadloc_sweep.cli_options import ReportFormat, Sweep
 
 if TYPE_CHECKING:
     from cadloc_sweep.report.results import SweepResults
+    from cadloc_sweep.report.tables import Table
 
 
 def report(
@@ -20,6 +22,9 @@ def report(
     format_: Annotated[ReportFormat, typer.Option("--format")] = ReportFormat.table,
     matrix: Annotated[Path | None, typer.Option(help="Draw trained on × tested on: a PNG or SVG file.")] = None,
     tuning: Annotated[bool, typer.Option("--tuning", help="Instead, what tuning did to the encoders.")] = False,
+    compare: Annotated[
+        str | None, typer.Option(metavar="METRIC", help="Instead, ratios of any metric of the trials, paired by seed.")
+    ] = None,
     paired: Annotated[
         str | None, typer.Option(metavar="SET", help="Instead, ratios to the baseline over a query set's queries.")
     ] = None,
@@ -38,6 +43,9 @@ def report(
         _draw_matrix(results, directory.resolve(), matrix)
     if tuning:
         _print_tunings(results, directory.resolve(), format_)
+        return
+    if compare is not None:
+        _print_compared(results, compare, format_)
         return
     if paired is not None or paired_metric is not None:
         _print_paired(results, directory.resolve(), paired, paired_metric, format_)
@@ -85,22 +93,34 @@ def _print_paired(
 
 
 def _print_tunings(results: SweepResults, directory: Path, format_: ReportFormat) -> None:
-    from cadloc_sweep.overviews import output
     from cadloc_sweep.report import tunings
-    from cadloc_sweep.report.tables import compact_markdown, compact_rich
     from cadloc_sweep.trials import SweepPaths
 
     found = tunings.read_tunings(results, SweepPaths(directory.parent, directory.name))
-    if format_ is ReportFormat.json:
-        print(tunings.as_json(found))
-        return
-    if format_ is ReportFormat.csv:
-        raise InputError(Fault(str(directory), "--format", "csv with --tuning", "table, md or json"))
-    made = tunings.tables(results.space, found)
-    if format_ is ReportFormat.md:
-        print("\n\n".join([*(compact_markdown(table) for table in made), tunings.footnote()]))
-    else:
-        output().print(*(compact_rich(table) for table in made), tunings.footnote(), sep="\n")
+    _print_view(tunings.tables(results.space, found), tunings.footnote(), tunings.as_json(found), format_, "--tuning")
+
+
+def _print_compared(results: SweepResults, metric: str, format_: ReportFormat) -> None:
+    from cadloc_sweep.report import compared
+
+    arms = compared.compare_metric(results, metric)
+    tables = compared.tables(results, metric, arms)
+    _print_view(tables, compared.footnote(arms), compared.as_json(metric, arms), format_, "--compare")
+
+
+def _print_view(tables: Sequence[Table], footnote: str, as_json: str, format_: ReportFormat, option: str) -> None:
+    from cadloc_sweep.overviews import output
+    from cadloc_sweep.report.tables import compact_markdown, compact_rich
+
+    match format_:
+        case ReportFormat.json:
+            print(as_json)
+        case ReportFormat.csv:
+            raise InputError(Fault("command line", "--format", f"csv with {option}", "table, md or json"))
+        case ReportFormat.md:
+            print("\n\n".join([*(compact_markdown(table) for table in tables), footnote]))
+        case ReportFormat.table:
+            output().print(*(compact_rich(table) for table in tables), footnote, sep="\n")
 
 
 def _draw_matrix(results: SweepResults, directory: Path, path: Path) -> None:

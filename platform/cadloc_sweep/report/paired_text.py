@@ -149,7 +149,7 @@ def _change(cell: SceneCell | None, baseline: SceneCell | None) -> str:
     if cell is None or baseline is None or change is None:
         return "–"
     missing = f" ({cell.pairs} of {baseline.seeds} seeds)" if _lacks_seeds(cell, baseline) else ""
-    return _interval(change) + missing + (" (pooled only)" if cell.queries < FEWEST_QUERIES else "")
+    return interval_text(change) + missing + (" (pooled only)" if cell.queries < FEWEST_QUERIES else "")
 
 
 def _lacks_seeds(cell: SceneCell, baseline: SceneCell | None) -> bool:
@@ -161,10 +161,11 @@ def _pooled(arm: PairedArm, scenes: int) -> tuple[str, str]:
     if pooled is None:
         return "–", "–"
     missing = f" ({pooled.change.n} of {scenes} scenes)" if pooled.change.n < scenes else ""
-    return _interval(pooled.change) + missing, f"{pooled.better} / {pooled.worse} of {pooled.judged}"
+    return interval_text(pooled.change) + missing, f"{pooled.better} / {pooled.worse} of {pooled.judged}"
 
 
-def _interval(change: Interval) -> str:
+def interval_text(change: Interval) -> str:
+    """A change in percent, its bounds where it has some, and `!` where they exclude zero."""
     if change.mean is None:
         return "failed"
     if change.lo is None or change.hi is None:
