@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,6 +38,7 @@ def report(
     from cadloc_sweep.report import tables
     from cadloc_sweep.report.results import read_sweep
 
+    _check_views({"--tuning": tuning or None, "--compare": compare, "--paired": paired})
     results = read_sweep(directory, warn)
     if matrix is not None:
         _draw_matrix(results, directory.resolve(), matrix)
@@ -58,6 +59,13 @@ def report(
     print(texts[format_](results).rstrip("\n"))
     if format_ is ReportFormat.md:
         _print_matrix(results, directory.resolve())
+
+
+def _check_views(views: Mapping[str, object]) -> None:
+    """Raises InputError where two views are asked for at once: one would be dropped without a word."""
+    asked = [option for option, value in views.items() if value is not None]
+    if len(asked) > 1:
+        raise InputError(Fault("command line", asked[1], f"{' and '.join(asked)} together", "one of them at a time"))
 
 
 def warn(text: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from cadloc.config import TrialConfig
 from cadloc.contract import InputError
+from cadloc_sweep.cli import run_command
 from cadloc_sweep.report.compared import as_json, compare_metric, tables
 from cadloc_sweep.report.results import SweepResults, TrialOutcome
 from cadloc_sweep.trials import Trial, TrialResult
@@ -70,3 +71,9 @@ def test_an_unknown_metric_and_a_missing_baseline_are_input_errors() -> None:
         compare_metric(sweep(values), "test/target/scene_coordinate_median_m")
     with pytest.raises(InputError, match="without a baseline"):
         compare_metric(sweep(values, None), METRIC)
+
+
+def test_two_views_at_once_are_an_input_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """One of them would be dropped without a word."""
+    assert run_command(["report", "nowhere", "--tuning", "--compare", METRIC]) == 2
+    assert "--tuning and --compare together" in capsys.readouterr().err

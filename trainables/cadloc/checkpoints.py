@@ -20,21 +20,21 @@ _READER = "PytorchStreamReader"
 """How torch begins what it says of the archive, and only that; it has one type of error for all that can happen."""
 
 
-def read_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str, Any] | None:
+def read_checkpoint(path: Path) -> dict[str, Any] | None:
     """What `torch.save` wrote to `path`; None where there is no file, or a damaged one, which is logged and set aside.
 
     Damaged is what is cut off, differs from its own check sums, is no checkpoint, or has code in it (which is not
     run: tensors and plain values only). All else says nothing against the file and is raised, OSError where it may
     not be read and what torch raises for want of memory: the work in it is not lost.
 
-    Tensors come on `device`; modules and optimizers copy them to where their own are.
+    Tensors are on the CPU; modules and optimizers copy them to where their own are.
     """
     if not path.is_file():
         return None
     content = path.read_bytes()
     try:
         _check_sums(content)
-        stored: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+        stored: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (BadZipFile, UnpicklingError, ValueError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not str(error).startswith(_READER):
             raise
