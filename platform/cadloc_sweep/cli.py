@@ -16,6 +16,7 @@ import typer
 
 from cadloc.contract import CadlocError
 from cadloc_sweep.cli_encoder import encoder_app
+from cadloc_sweep.cli_map import map_app
 from cadloc_sweep.cli_options import (
     SWEEPS,
     Address,
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
 app = typer.Typer(name="cadloc-sweep", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 cad_app = typer.Typer(no_args_is_help=True, help="Look at CAD files.")
 store_app = typer.Typer(no_args_is_help=True, help="Look after stored stages.")
-for _name, _group in {"cad": cad_app, "encoder": encoder_app, "store": store_app, "scene": scene_app}.items():
+_GROUPS = {"cad": cad_app, "encoder": encoder_app, "map": map_app, "store": store_app, "scene": scene_app}
+for _name, _group in _GROUPS.items():
     app.add_typer(_group, name=_name)
 
 

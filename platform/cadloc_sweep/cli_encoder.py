@@ -39,5 +39,27 @@ def pretrain(
     return ExitCode.FINISHED
 
 
+@encoder_app.command()
+def pretrain_global(
+    out: Annotated[Path, typer.Option(help="Folder for weights and card; of `pretrain`, to use its pool.")],
+    encoder: Annotated[str, typer.Option(help="small, dense-hog, or an encoder's weights: whose features.")] = "small",
+    config: Annotated[Path | None, typer.Option(help="YAML with keys of the training.", show_default=False)] = None,
+) -> int:
+    """Train global features (one vector per image, for the head glace) of a frozen encoder, and print their card.
+
+    It takes minutes once the pool is rendered: pairs of views of made-up buildings that see the same surface teach
+    which images belong together. Stopped, it starts anew, but for the pool. The weights serve that encoder only:
+    `head: {name: glace, global_features: {name: gem, weights: FILE}}`.
+    """
+    from cadloc_sweep.global_training import train_global_features
+
+    try:
+        card = train_global_features(out, encoder, config, say=_say)
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    print(json.dumps(card, indent=1))
+    return ExitCode.FINISHED
+
+
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

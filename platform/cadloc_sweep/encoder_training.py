@@ -186,7 +186,7 @@ def _check_method(settings: PretrainingConfig, workers: int) -> None:
     """Whether the workers can share the batches, and the teacher is there: now, not when the pool is rendered."""
     from cadloc.pretraining import make_objective
     from cadloc.pretraining_objective import Material
-    from cadloc.pretraining_workers import Workers
+    from cadloc.workers import Workers
 
     make_objective(Material((), settings, Workers(size=workers)))
 

@@ -22,8 +22,8 @@ def locate(image: Path, map_place: Path, focal_px: float | None, intrinsics: Pat
     if focal_px is not None and intrinsics is not None:
         both = f"{intrinsics} and --focal-px {focal_px:g}"
         raise InputError(Fault("--intrinsics", "intrinsics", both, "one of the two: the file holds the focal length"))
-    from cadloc.ace import localize_image
     from cadloc.artifacts import load_map
+    from cadloc.image_localization import localize_image
 
     pixels, exif_focal_px = read_photograph(image)
     matrix = _intrinsics(image, pixels.shape[1], pixels.shape[0], focal_px or exif_focal_px, intrinsics)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from cadloc.catalog import reported_metrics
 from cadloc.config import TrialConfig
 from cadloc.contract import Fault, InputError, Json
 from cadloc.documents import Document, KeyPath, load_document, shown
 from cadloc.faults import check, did_you_mean
+from cadloc.metric_names import reported_metrics
 from cadloc.presets import PRESETS
 from cadloc.scene_config import CadConfig, PhotosConfig, SceneConfig
 from cadloc_sweep.arms import Arm, own_key_faults, resolve_arms
@@ -25,7 +25,7 @@ _ANY_SCENE = SceneConfig(
 )
 """Stands in for scenes that cannot be read: it has what any arm may ask for, so only their own faults are told."""
 
-_WEIGHT_WORDS = frozenset({"shipped", "random"})
+_WEIGHT_WORDS = frozenset({"shipped", "random", "pca"})
 
 
 def read_space(file: Path, settings: Sequence[str]) -> SearchSpace:
@@ -211,14 +211,14 @@ def _spelled_out(document: Document) -> Document:
 
 
 def _with_absolute_weights(document: Document) -> tuple[Document, list[Fault]]:
-    """Files of encoder weights, seen from the space's folder (from the current one in `--set`), absolute."""
+    """Files of weights, seen from the space's folder (from the current one in `--set`), absolute."""
     faults: list[Fault] = []
     for path, text in list(_weights(document.data, ())):
         place = document.place(path)
         folder = Path.cwd() if place.file == "--set" else Path(document.file).parent
         file = (folder / Path(text).expanduser()).resolve()
         if not file.is_file():
-            allowed = "shipped, random, or the path of an existing file"
+            allowed = "shipped, random (encoders), pca (global features), or the path of an existing file"
             faults.append(document.fault(path, f"no file {file}", allowed, did_you_mean(text, list(_WEIGHT_WORDS))))
         document = document.with_value(path, str(file), place)
     return document, faults

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cadloc.catalog import reported_metrics, stages_of, trainable
+from cadloc.catalog import stages_of, trainable
 from cadloc.config import TrialConfig
 from cadloc.contract import TrialContext
+from cadloc.metric_names import reported_metrics
 from cadloc_sweep.cli import run_command
 
 SPACE = """\

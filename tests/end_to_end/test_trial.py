@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cadloc.ace import localize_image
 from cadloc.datasets.ace_layout import Dataset
 from cadloc.geometry import inverse
+from cadloc.image_localization import localize_image
 from cadloc_sweep.cli import run_command
 
 SPACE = """\

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cadloc.catalog import POSE_METRICS, reported_metrics
 from cadloc.config import TrialConfig
+from cadloc.metric_names import POSE_METRICS, reported_metrics
 from cadloc.scene_config import SceneConfig
 from cadloc_sweep.designs import Factor, Factorial, LeaveOneOut, OneFactor, RandomSample, choices, reference
 from cadloc_sweep.plan import make_plan, trial_id

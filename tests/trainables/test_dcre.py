@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cadloc import catalog
+from cadloc import metric_names
 from cadloc.cad import CadModel, model_from_meshes
 from cadloc.dcre import (
     CADLOC_VOID,
@@ -238,7 +238,7 @@ def test_a_reduced_camera_looks_the_same_way(width: int, height: int) -> None:
 def test_the_summary_has_the_metrics_of_the_catalogue() -> None:
     """Names and order are those the platform knows; every value is a finite number, for failures as well."""
     metrics = dcre_summary(errors_of(np.inf, np.inf, 0.01))
-    assert tuple(metrics) == DCRE_METRICS == catalog.DCRE_METRICS
+    assert tuple(metrics) == DCRE_METRICS == metric_names.DCRE_METRICS
     assert all(np.isfinite(value) for value in metrics.values())
     assert metrics["dcre_mean_median_pct"] == metrics["dcre_max_median_pct"] == FAILED_DCRE_PCT
 

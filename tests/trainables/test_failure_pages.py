@@ -12,7 +12,6 @@ from PIL import Image
 
 from cadloc import failure_pages
 from cadloc.cad import CadModel, model_from_meshes
-from cadloc.config import LocalizationConfig
 from cadloc.failure_pages import (
     AT_BOTH,
     AT_ESTIMATE,
@@ -29,6 +28,7 @@ from cadloc.geometry import Array, cell_pixels, inverse, look_at, pinhole, proje
 from cadloc.localization import Estimate, localize
 from cadloc.rendering import Light, Rendering, ViewRenderer, process_renderer
 from cadloc.scenes import built_in_meshes
+from cadloc.training_config import LocalizationConfig
 
 WIDTH, HEIGHT = 200, 150
 K = pinhole(WIDTH, HEIGHT, 60)

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cadloc.config import AceHead
 from cadloc.contract import InputError
 from cadloc.encoders.ace import AceFeatures
 from cadloc.encoders.dense_hog import DenseHogFeatures
@@ -44,6 +43,7 @@ from cadloc.finetuning.gradients import combined, cosines, equalised, flat, pcgr
 from cadloc.finetuning.settings import BarlowTwins, CosineMargin, InfoNce, MeanSquaredError, VicReg
 from cadloc.finetuning.two_pass import batch_gradients
 from cadloc.geometry import Array, cell_pixels
+from cadloc.head_config import AceHead
 from cadloc.heads import build as build_head
 
 

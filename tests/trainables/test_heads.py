@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from cadloc.config import AceHead, AnchorHead, ReprojectionLoss
 from cadloc.contract import InputError
 from cadloc.geometry import inverse, look_at, pinhole, project, transform_points
+from cadloc.head_config import AceHead, AnchorHead
 from cadloc.heads import build
-from cadloc.heads.ace import AcePerceptron, dehomogenised
+from cadloc.heads.ace import AcePerceptron
 from cadloc.heads.anchor import AnchorClassifier
 from cadloc.heads.anchors import log_likelihood_of_points, log_likelihood_of_rays, place_anchors, spacing_m
+from cadloc.heads.perceptron import dehomogenised
 from cadloc.heads.prototypes import discriminant
+from cadloc.loss_config import ReprojectionLoss
 from cadloc.losses.reprojection import ReprojectionPhase
 from cadloc.samples import Samples
 
@@ -115,7 +117,7 @@ def test_rays_as_evidence_never_read_scene_coordinates(config: AceHead | AnchorH
         batch = some.batch(torch.arange(64))
         output = head.training_output(batch, phase.evidence)
         head.zero_grad()
-        (phase.loss(output.coordinates, batch) + output.own_loss).backward()
+        (phase.loss(output.prediction, batch) + output.own_loss).backward()
         gradients.append([p.grad.clone() for p in head.parameters() if p.grad is not None])
     assert gradients[0]
     assert all(torch.equal(seen, unseen) for seen, unseen in zip(*gradients, strict=True))

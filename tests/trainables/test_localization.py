@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cadloc.config import LocalizationConfig
 from cadloc.geometry import (
     Array,
     cell_pixels,
@@ -17,6 +16,7 @@ from cadloc.geometry import (
     unproject,
 )
 from cadloc.localization import coverage, localize
+from cadloc.training_config import LocalizationConfig
 
 SIZE = (480, 360)
 SOLVERS = ("poselib", "opencv")

@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from cadloc.catalog import POSE_METRICS
 from cadloc.geometry import inverse, look_at, rigid, rotation_about_z
 from cadloc.localization import Estimate
+from cadloc.metric_names import POSE_METRICS
 from cadloc.metrics import (
     FAILED_ROTATION_DEG,
     FAILED_TRANSLATION_M,

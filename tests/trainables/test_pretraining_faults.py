@@ -20,7 +20,7 @@ from cadloc.pretraining import pretrain, train
 from cadloc.pretraining_config import Contrastive, Distillation, Method, PoolConfig, PretrainingConfig, Regression
 from cadloc.pretraining_objective import Drawn, Objective, Trainee, Update, drawn_steps
 from cadloc.pretraining_pairs import PooledBuilding, draw_batch
-from cadloc.pretraining_workers import Workers
+from cadloc.workers import Workers
 
 CONFIG = PretrainingConfig(
     pool=PoolConfig(buildings=2, held_out=1, targets=1, views_per_target=1, width_px=96, height_px=64),

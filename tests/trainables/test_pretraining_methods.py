@@ -33,7 +33,8 @@ from cadloc.pretraining_config import Contrastive, Distillation, Method, Pretrai
 from cadloc.pretraining_objective import Material
 from cadloc.pretraining_pairs import PooledBuilding, overlapping_pairs
 from cadloc.pretraining_regression import SceneCoordinates, encoded
-from cadloc.pretraining_workers import ALONE, Workers, share_batch_norms
+from cadloc.pretraining_workers import share_batch_norms
+from cadloc.workers import ALONE, Workers
 
 WIDTH, HEIGHT = 128, 96
 TEACHER = "toy_extractors:gratings"

@@ -11,30 +11,23 @@ import torch
 
 from cadloc.artifacts import load_map, save_map, write_poses
 from cadloc.checkpoints import read_checkpoint
-from cadloc.config import (
-    AceHead,
-    AnchorHead,
-    CoordinateLoss,
-    HeadConfig,
-    LossConfig,
-    ReprojectionLoss,
-    SmallEncoder,
-    SwitchingLoss,
-    TrainingConfig,
-    TrialConfig,
-)
+from cadloc.config import SmallEncoder, TrialConfig
 from cadloc.contract import DivergenceError, InputError
 from cadloc.encoders import build as build_encoder
 from cadloc.encoders.small import SmallFeatures
 from cadloc.geometry import inverse, look_at, pinhole, project, transform_points
+from cadloc.head_config import AceHead, AnchorHead, HeadConfig
 from cadloc.heads import build
 from cadloc.heads.head import Head
 from cadloc.localization import Estimate
+from cadloc.loss_config import CoordinateLoss, LossConfig, ReprojectionLoss, SwitchingLoss
 from cadloc.losses import phase_at
 from cadloc.metrics import PoseErrors
-from cadloc.samples import Samples, Shuffled
+from cadloc.samples import Samples
 from cadloc.scene_config import SceneConfig
+from cadloc.shuffling import Shuffled
 from cadloc.training import CHECKPOINT, HISTORY, Training, mean_loss
+from cadloc.training_config import TrainingConfig
 
 CHANNELS = 48
 ANCHORS = AnchorHead(anchors=64, width=32)
@@ -76,8 +69,7 @@ def begin(config: TrialConfig, directory: Path, samples: Samples) -> Training:
     """A training as a trial starts it: fitted, or resumed."""
     head = build(config.head, samples.dimensions, config.seed)
     training = Training(head, samples, config, directory)
-    if not training.resume():
-        head.fit(samples, config.seed)
+    training.start()
     return training
 
 
@@ -131,7 +123,7 @@ def test_the_ace_head_lowers_its_reprojection_error(tmp_path: Path) -> None:
     samples = wall_samples()
     config = trial(ReprojectionLoss(), AceHead(width=64), iterations=200)
     training = begin(config, tmp_path, samples)
-    fixed = phase_at(config.loss, 0.0)
+    fixed = phase_at(config.loss, 0.0, samples.scale)
     before_px = mean_loss(training.head, samples, fixed)
     list(training.run(nothing))
     assert mean_loss(training.head, samples, fixed) < 0.6 * before_px

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from cadloc import catalog
-from cadloc.catalog import needs_gpu, reported_metrics, stages_of, tuning_target, validation_domains
+from cadloc.catalog import needs_gpu, stages_of, tuning_target, validation_domains
 from cadloc.config import TrialConfig
 from cadloc.contract import TrialContext
 from cadloc.datasets.ace_layout import View
 from cadloc.dcre import DCRE_METRICS, DcreErrors
 from cadloc.localization import Estimate
+from cadloc.metric_names import reported_metrics
 from cadloc.testing import Answer, keep_answers
 
 CAD = {"path": "gate.glb", "up": "z", "units": "m"}

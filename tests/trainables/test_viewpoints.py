@@ -124,6 +124,38 @@ def test_orbit_rings() -> None:
         assert np.allclose(viewpoint.cad_from_cam[:3, 2], -offset / distance_m)
 
 
+def square_of_boxes() -> CadModel:
+    """Four boxes of SIZE_M at the corners of a square, 60 m apart."""
+    boxes = [trimesh.creation.box(SIZE_M) for _ in range(4)]
+    for box, (x, y) in zip(boxes, [(-30, -30), (30, -30), (-30, 30), (30, 30)], strict=True):
+        box.apply_translation([x, y, SIZE_M[2] / 2])
+    return model_from_meshes(boxes, "boxes")
+
+
+def test_people_among_many_buildings_stand_anywhere_between_and_a_little_outside_them() -> None:
+    """Without a ring, places fill the buildings' rectangle and a tenth of its radius about it, each ninth."""
+    site = Site(square_of_boxes())
+    views = settings((90, 1, 1), ground_share=1.0, ground=GroundConfig(distances=None), min_hit_share=0.02)
+    eyes = poses(plan_viewpoints(site, views)["mapping"])[:, :3, 3]
+    low, high = site.box[0, :2] - 0.1 * site.radius_m, site.box[1, :2] + 0.1 * site.radius_m
+    share = (eyes[:, :2] - low) / (high - low)
+    assert share.min() >= 0.0
+    assert share.max() <= 1.0
+    assert eyes[:, 2].max() < 3.5
+    counts = np.bincount((share * 3).astype(int) @ [1, 3], minlength=9)
+    assert counts.min() >= 5
+
+
+def test_people_among_many_buildings_keep_to_the_sector() -> None:
+    """Without a ring, too, cameras stand in the sector of azimuths only."""
+    views = settings(
+        ground_share=1.0, ground=GroundConfig(distances=None), min_hit_share=0.02, azimuth_deg=(150.0, 260.0)
+    )
+    site = Site(square_of_boxes())
+    eyes = poses([each for split in plan_viewpoints(site, views).values() for each in split])[:, :3, 3] - site.middle
+    assert ((np.rad2deg(np.arctan2(eyes[:, 1], eyes[:, 0])) - 150.0) % 360.0 <= 110.0).all()
+
+
 def test_sphere_of_the_fitting_distance_touches_the_image_border() -> None:
     """From the fitting distance, the sphere's outline is the largest circle in the image."""
     views = settings()

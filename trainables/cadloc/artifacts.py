@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import shutil
@@ -17,21 +16,25 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from scipy.spatial.transform import Rotation
-from torch import nn
 
-from cadloc.config import EncoderConfig, HeadConfig, LocalizationConfig, TrialConfig
+from cadloc.config import EncoderConfig, TrialConfig
 from cadloc.contract import Fault, InputError, Json
 from cadloc.encoders import Encoder
 from cadloc.encoders import build as build_encoder
+from cadloc.encoders.identity import encoder_digest
 from cadloc.finetuning.adapters import load_tuned
 from cadloc.geometry import Array, inverse
+from cadloc.global_candidates import Candidates, open_candidates, stored_mb
+from cadloc.head_config import HeadConfig
 from cadloc.heads import build
 from cadloc.heads.head import Head
 from cadloc.localization import Estimate
+from cadloc.loss_config import predicts_deviation
 from cadloc.metrics import PoseErrors
+from cadloc.training_config import LocalizationConfig
 from cadloc.whole_files import write_bytes
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 WEIGHTS, CARD, TUNED = "map.safetensors", "map.json", "encoder"
 
 
@@ -40,7 +43,8 @@ class SceneMap:
     """A trained head with all that a photograph needs to be localized by it.
 
     `image_size_px` is the (width, height) of the views it was trained on; `origin_m` (3,) is what was subtracted
-    from the CAD model's coordinates once they were in metres and z up.
+    from the CAD model's coordinates once they were in metres and z up. `candidates` are what a head that is told of
+    whole images reads a photograph with.
     """
 
     head: Head
@@ -49,6 +53,7 @@ class SceneMap:
     scene: str
     image_size_px: tuple[int, int]
     origin_m: Array
+    candidates: Candidates | None
 
 
 def save_map(
@@ -70,10 +75,12 @@ def save_map(
         "scene": config.scene.name,
         "head": config.head.model_dump(mode="json"),
         "encoder": config.encoder.model_dump(mode="json"),
-        "encoder_digest": _digest(build_encoder(config.encoder) if tuned is None else load_tuned(tuned)),
+        "encoder_digest": encoder_digest(build_encoder(config.encoder) if tuned is None else load_tuned(tuned)),
         "tuned": tuned is not None,
         "localization": config.localization.model_dump(mode="json"),
         "dimensions": head.dimensions,
+        "global_dimensions": getattr(head, "global_dimensions", 0),
+        "deviation": predicts_deviation(config.loss),
         "image_size_px": list(image_size_px),
         "origin_m": np.asarray(origin_m).tolist(),
         "frame": "cad: z up, metres, origin_m subtracted",
@@ -90,34 +97,36 @@ def load_map(path: Path) -> SceneMap:
         card = json.loads(card_path.read_text())
         if card["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema version {card['schema_version']}, this program reads {SCHEMA_VERSION}")
-        head = build(_read(HeadConfig, card["head"]), card["dimensions"], seed=0)
+        config, told = _read(HeadConfig, card["head"]), card["global_dimensions"]
+        head = build(config, card["dimensions"], seed=0, global_dimensions=told, deviation=card["deviation"])
         head.load_state_dict(load((directory / WEIGHTS).read_bytes()))
+        encoder = _encoder(directory, card)
         return SceneMap(
             head.eval().requires_grad_(False),
-            _encoder(directory, card),
+            encoder,
             _read(LocalizationConfig, card["localization"]),
             card["scene"],
             (int(card["image_size_px"][0]), int(card["image_size_px"][1])),
             np.array(card["origin_m"], dtype=np.float64),
+            open_candidates(directory, config, encoder, told),
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ValidationError, SafetensorError) as error:
         allowed = f"a map: {CARD} beside {WEIGHTS}, as a finished trial leaves them"
         raise InputError(Fault(str(card_path), "map", str(error).splitlines()[0], allowed)) from error
 
 
+def map_size_mb(directory: Path) -> float:
+    """Size of the map in a trial's directory, without the encoder, in 10⁶ bytes."""
+    return (directory / WEIGHTS).stat().st_size / 1e6 + stored_mb(directory)
+
+
 def _encoder(directory: Path, card: Mapping[str, Json]) -> Encoder:
     tuned = card.get("tuned")
     encoder = load_tuned(directory / TUNED) if tuned else build_encoder(_read(EncoderConfig, card["encoder"]))
-    if _digest(encoder) != card["encoder_digest"]:
+    if encoder_digest(encoder) != card["encoder_digest"]:
         # A head reads the features of one encoder only; those of another, even much like it, are noise to it.
         raise ValueError("its encoder's weights are no longer those the map was made with: run the trial again")
     return encoder
-
-
-def _digest(encoder: Encoder) -> str:
-    """Of the encoder's weights; of one that learned nothing, that of no weights."""
-    state = encoder.state_dict() if isinstance(encoder, nn.Module) else {}
-    return hashlib.sha256(save({name: value.cpu().contiguous() for name, value in state.items()})).hexdigest()
 
 
 def write_poses(

@@ -1,8 +1,9 @@
 """Stage `buffer`: the training samples of a head, encoded once for all trials with the same views and encoder.
 
-A sample is a cell that sees the model: its feature, its pixel, the view it is of, and the scene coordinate behind it
-(ACE, section 3.2). Poses and intrinsics are stored per view, not per sample. The first pass encodes the views as
-they are; each further pass encodes them anew under random scale, rotation, brightness and contrast.
+A sample is a cell, of those that see the model unless background is asked for: its feature, its pixel, the view it is
+of, and the scene coordinate behind it (ACE, section 3.2). Poses and intrinsics are stored per view, not per sample. The
+first pass encodes the views as they are; each further pass encodes them anew under random scale, rotation, brightness
+and contrast.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Buffer:
     """N samples of V augmented views, memory-mapped; view `passes · i + p` is the i-th mapping view in pass p.
 
     `features` (N, C) float16, `pixels` (N, 2) float32, `view` (N,) int32, `scene_coordinates` (N, 3) float32 in
-    `cad`; `cam_from_cad` (V, 4, 4) and `intrinsics` (V, 3, 3) float64 are those of the augmented views.
+    `cad`, NaN for background cells, if any was asked for; `cam_from_cad` (V, 4, 4) and `intrinsics` (V, 3, 3) float64
+    are those of the augmented views.
     """
 
     features: NDArray[np.float16]
@@ -85,7 +87,7 @@ def finish(config: Mapping[str, Json], inputs: Mapping[str, Path], directory: Pa
     """Joins the groups and writes `buffer.json`. Raises InputError when no cell of any view sees the model."""
     join_parts(directory, chunks(config, inputs), (*_SAMPLE_ARRAYS, *_VIEW_ARRAYS))
     buffer = Buffer.open(directory)
-    if not len(buffer):
+    if not np.isfinite(buffer.scene_coordinates).any():
         raise InputError(Fault(str(inputs["views"]), "mapping", "no cell with a known depth", "views of the model"))
     card = {
         "schema_version": SCHEMA_VERSION,
@@ -141,9 +143,9 @@ def _samples(
     image, warp, generator = augmented(view, settings, index % passes)
     pixels = cell_pixels(warp.height_px // STRIDE, warp.width_px // STRIDE).reshape(-1, 2)
     depth_m = image_depth_m(view, warp.original_pixels(pixels, view.intrinsics))
-    known = np.flatnonzero(np.isfinite(depth_m))
-    wanted = min(len(known), quota(settings.samples, index, views * passes))
-    chosen = np.sort(generator.choice(known, wanted, replace=False))
+    usable = np.flatnonzero(np.isfinite(depth_m) | (settings.cells == "any"))
+    wanted = min(len(usable), quota(settings.samples, index, views * passes))
+    chosen = np.sort(generator.choice(usable, wanted, replace=False))
     cam_from_cad = warp.warped_from_cam @ inverse(view.cad_from_cam)
     points_cam = unproject(pixels[chosen], depth_m[chosen], warp.intrinsics)
     features = encode_image(encoder, image)

@@ -12,7 +12,10 @@ from pydantic import BaseModel
 
 from cadloc.cad_files import referenced_files
 from cadloc.config import Domain, TrialConfig
+from cadloc.constraint_config import SurfaceConstraint
 from cadloc.contract import StageBuilder, StageSpec, Trainable
+from cadloc.global_config import GlobalFeaturesConfig
+from cadloc.head_config import GlaceHead
 from cadloc.scene_config import CadConfig, PhotosConfig, SceneConfig, scene_viewpoints
 
 
@@ -25,8 +28,14 @@ class TrainableEntry:
 
 TRAINABLES: dict[str, TrainableEntry] = {
     "ace": TrainableEntry("cadloc.ace:train"),
+    "glace": TrainableEntry("cadloc.glace:train"),
     "render_and_match": TrainableEntry("cadloc.render_and_match:train"),
 }
+
+SHIPPED_GLOBAL = Path(__file__).parent / "encoders" / "weights" / "small_global.safetensors"
+
+REGRESSORS = frozenset({"ace", "glace"})
+"""Trainables that train a head on a buffer."""
 
 # kind -> (module that builds it, version of its code: raise it when its output changes)
 STAGES: dict[str, tuple[str, str]] = {
@@ -34,33 +43,12 @@ STAGES: dict[str, tuple[str, str]] = {
     "photos": ("cadloc.datasets.photos", "1"),
     "gt_poses": ("cadloc.datasets.gt_poses", "1"),
     "encoder": ("cadloc.finetuning.stage", "1"),
+    "distance_field": ("cadloc.distance_field", "1"),
+    "global_features": ("cadloc.global_features", "1"),
     "buffer": ("cadloc.buffer", "2"),
     "queries": ("cadloc.queries", "2"),
 }
 RESUMABLE = frozenset({"encoder"})  # kinds, of one chunk, that go on from what an earlier attempt left
-
-POSE_METRICS: tuple[str, ...] = (
-    "translation_error_median_m",
-    "translation_error_median_pct",
-    "rotation_error_median_deg",
-    *("recall_5cm_5deg", "recall_10cm_5deg", "recall_25cm_2deg", "recall_50cm_5deg", "recall_5m_10deg"),
-    "recall_1pct_2deg",
-    "scene_coordinate_error_median_m",
-    "inlier_share_median",
-    "failures",
-)
-"""Metrics of every query set (`cadloc.metrics` computes them)."""
-
-DCRE_METRICS: tuple[str, ...] = (
-    *("dcre_mean_median_pct", "dcre_max_median_pct"),
-    *("dcre_recall_5pct", "dcre_recall_10pct", "dcre_recall_20pct", "dcre_recall_30pct"),
-    *("dcre_max_recall_5pct", "dcre_max_recall_10pct", "dcre_max_recall_20pct", "dcre_max_recall_30pct"),
-    *("dcre_cadloc_recall_10pct", "dcre_cadloc_recall_20pct", "dcre_cadloc_recall_30pct"),
-)
-"""Metrics of photos and of renders at their poses, beside `POSE_METRICS` (`cadloc.dcre` computes them)."""
-
-TUNING_MEASURES = ("agreement", "precision", "kept", "synthetic_precision")
-"""What is measured of an encoder before and after it is tuned (`cadloc.finetuning.measures`)."""
 
 PAIRED_DOMAINS: tuple[Domain, ...] = ("real", "gt_poses")
 """Domains that only scenes with photos have: the photos, and renders at their poses."""
@@ -111,11 +99,22 @@ def stages_of(config: TrialConfig) -> dict[str, StageSpec]:
         return stages  # it describes images in its own way
     if config.finetuning is not None:
         stages["encoder"] = _tuned_encoder(config, views["synthetic"])
+    if any(isinstance(constraint, SurfaceConstraint) for constraint in config.constraints):
+        stages["distance_field"] = _distance_field(config)
     stages |= {f"buffer/{name}": _buffer(config, views[name]) for name in config.train_on}
-    for domain in validation_domains(config):
-        stages[f"queries/validation/{domain}"] = _queries(config, _validation_views(config, domain), "validation")
-    for name in test_sets(config):
-        stages[f"queries/{name}"] = _queries(config, views[name], "query")
+    queries = {f"validation/{name}": _validation_views(config, name) for name in validation_domains(config)}
+    queries |= {name: views[name] for name in test_sets(config)}
+    splits = {name: "validation" if name.startswith("validation/") else "query" for name in queries}
+    stages |= {f"queries/{name}": _queries(config, of, splits[name]) for name, of in queries.items()}
+    if isinstance(config.head, GlaceHead) and config.head.global_features is not None:
+        told = config.head.global_features
+        first = _global_features(config, told, views[config.train_on[0]], "mapping")
+        stages |= {f"global_features/{config.train_on[0]}": first}
+        for domain in config.train_on[1:]:
+            stages[f"global_features/{domain}"] = _global_features(config, told, views[domain], "mapping", first)
+        for name, of in queries.items():
+            role = f"global_features/queries/{name}"
+            stages[role] = _global_features(config, told, of, splits[name], first)
     return stages
 
 
@@ -145,28 +144,6 @@ def test_sets(config: TrialConfig) -> tuple[str, ...]:
     exist = {"synthetic": True, "photo": scene.built_in, **dict.fromkeys(PAIRED_DOMAINS, scene.photos is not None)}
     exist["target"] = tuning_target(scene) is not None
     return (*(name for name in config.domains if exist[name]), *scene.query_sets)
-
-
-def reported_metrics(config: TrialConfig) -> frozenset[str] | None:
-    """Names of all metrics that the trial reports, during training or at its end; None: not known.
-
-    A user's own trainable may say so by a function `reported_metrics(config)` of its module.
-    """
-    if ":" in config.trainable:
-        module = importlib.import_module(config.trainable.split(":", 1)[0])
-        return frozenset(module.reported_metrics(config)) if hasattr(module, "reported_metrics") else None
-    tests = {f"test/{name}/{metric}" for name in test_sets(config) for metric in POSE_METRICS}
-    pairs = [name for name in test_sets(config) if source_of(config.scene, name) in PAIRED_DOMAINS]
-    tests |= {f"test/{name}/{metric}" for name in pairs for metric in DCRE_METRICS}
-    kinds = (*POSE_METRICS, *(("loss_m", "loss_px") if config.trainable == "ace" else ()))
-    validations = {f"validation/{name}/{metric}" for name in validation_domains(config) for metric in kinds}
-    times = {"time/training_s", *(f"time/{name}/localization_median_s" for name in test_sets(config))}
-    training: set[str] = set()
-    if config.trainable == "ace":
-        training = {f"train/{name}" for name in ("loss_m", "loss_px", "own_loss", "samples_seen")}
-    if config.finetuning is not None:
-        training |= {f"tuning/{when}/{name}" for when in ("before", "after") for name in TUNING_MEASURES}
-    return frozenset({*training, *times, *tests, *validations})
 
 
 def _renders(config: TrialConfig, name: str, pairs: int | None = None) -> StageSpec:
@@ -250,13 +227,32 @@ def _encoder_input(config: TrialConfig) -> dict[str, StageSpec]:
 
 
 def _buffer(config: TrialConfig, views: StageSpec) -> StageSpec:
-    slice_ = {"encoder": _dump(config.encoder), "buffer": _dump(config.buffer)}
+    # Buffers of the cells that see the model were stored before others could be asked for.
+    buffer = _dump(config.buffer, exclude={"cells"} if config.buffer.cells == "model" else None)
+    slice_ = {"encoder": _dump(config.encoder), "buffer": buffer}
     return _stage("buffer", slice_, {"views": views, **_encoder_input(config)}, _weights(config))
+
+
+def _distance_field(config: TrialConfig) -> StageSpec:
+    scene = SceneConfig(name=config.scene.name, built_in=config.scene.built_in, cad=config.scene.cad)
+    resolution = next(each.resolution for each in config.constraints if isinstance(each, SurfaceConstraint))
+    return _stage("distance_field", {"scene": _dump(scene), "resolution": resolution}, {}, _scene_files(scene))
 
 
 def _queries(config: TrialConfig, views: StageSpec, split: str) -> StageSpec:
     slice_ = {"encoder": _dump(config.encoder), "split": split}
     return _stage("queries", slice_, {"views": views, **_encoder_input(config)}, _weights(config))
+
+
+def _global_features(
+    config: TrialConfig, told: GlobalFeaturesConfig, views: StageSpec, split: str, first: StageSpec | None = None
+) -> StageSpec:
+    """Of the views' split; `first` are those of the first mapping views, by which some are fitted."""
+    slice_ = {"encoder": _dump(config.encoder), "global_features": _dump(told), "split": split}
+    fitted = {"mapping": first} if first is not None and getattr(told, "weights", "") == "pca" else {}
+    own = (SHIPPED_GLOBAL,) if getattr(told, "weights", "") == "shipped" else _file(getattr(told, "weights", ""))
+    files = (*_weights(config), *own)
+    return _stage("global_features", slice_, {"views": views, **fitted, **_encoder_input(config)}, files)
 
 
 def _stage(kind: str, config: Mapping[str, Any], inputs: Mapping[str, StageSpec], files: tuple[Path, ...]) -> StageSpec:
@@ -271,6 +267,10 @@ def _weights(config: TrialConfig) -> tuple[Path, ...]:
     place = getattr(config.encoder, "weights", "")
     if place == "shipped":
         return (Path(__file__).parent / "encoders" / "weights" / f"{config.encoder.name}.safetensors",)
+    return _file(place)
+
+
+def _file(place: str) -> tuple[Path, ...]:
     return (Path(place),) if "/" in place else ()
 
 

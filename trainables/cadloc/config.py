@@ -7,7 +7,11 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
+from cadloc.constraint_config import ConstraintConfig
 from cadloc.finetuning.settings import FinetuningConfig
+from cadloc.global_config import misfit
+from cadloc.head_config import AnchorHead, EnsembleHead, GlaceHead, HeadConfig
+from cadloc.loss_config import LossConfig, ReprojectionLoss, predicts_deviation
 from cadloc.presets import PRESETS
 from cadloc.scene_config import (
     SceneConfig,
@@ -18,7 +22,6 @@ from cadloc.settings import (
     Count,
     Degrees,
     Fraction,
-    NonNegative,
     OpenFraction,
     Positive,
     Scale,
@@ -26,6 +29,7 @@ from cadloc.settings import (
     Settings,
     merged,
 )
+from cadloc.training_config import LocalizationConfig, TrainingConfig
 from cadloc.views_config import (
     ViewsConfig,
 )
@@ -74,99 +78,21 @@ class AugmentationConfig(Settings):
 
 
 class BufferConfig(Settings):
-    """Training samples: features of cells that see the model, encoded once and shared by all trials."""
+    """Training samples: features of cells, encoded once and shared by all trials."""
 
     samples: Count = 1_000_000
-    """At most: a view gives no more than the cells in which it sees the model."""
+    """At most: a view gives no more than the cells in which it sees the model, or `any`."""
     passes: Count | Literal["enough"] = 2
     """How often every mapping view is encoded, each time with fresh augmentation; the first pass is plain. `enough`:
     as often as `samples` needs, however few the views are (`cadloc.buffer.passes_of`)."""
+    cells: Literal["model", "any"] = "model"
+    """Which cells of a view become samples: those that see the model, or any, the background's among them. These have
+    no scene coordinate; only reprojection errors learn from them."""
     augmentation: AugmentationConfig = AugmentationConfig()
     seed: Seed = 0
 
 
-# --- head, loss, training ---------------------------------------------------------------------------------
-
-
-class AceHead(Settings):
-    """ACE's multi-layer perceptron with homogeneous read-out."""
-
-    name: Literal["ace"] = "ace"
-    width: Annotated[int, Field(ge=16, le=4096)] = 512
-    blocks: Annotated[int, Field(ge=0, le=16)] = 1
-    homogeneous: bool = True
-
-
-class AnchorHead(Settings):
-    """Names one of many k-means anchors of the mapping views' scene coordinates, then an offset from it."""
-
-    name: Literal["anchor"] = "anchor"
-    width: Annotated[int, Field(ge=16, le=4096)] = 256
-    blocks: Annotated[int, Field(ge=0, le=16)] = 1
-    anchors: Annotated[int, Field(ge=2, le=65536)] = 2048
-    classification: NonNegative = 1.0
-    """Weight of the anchors' cross-entropy. It knows what the loss knows: the scene coordinate while a coordinate
-    loss acts, under a reprojection loss only the ray through the pixel."""
-
-
-HeadConfig: TypeAlias = Annotated[AceHead | AnchorHead, Field(discriminator="name")]
-
-
-class ReprojectionLoss(Settings):
-    """ACE's reprojection error with dynamic tanh (ACE, section 3.4 and supplement): needs poses only."""
-
-    name: Literal["reprojection"] = "reprojection"
-    soft_clamp_px: Positive = 50.0
-    soft_clamp_min_px: Positive = 1.0
-    hard_clamp_px: Positive = 1000.0
-    depth_min_m: Positive = 0.1
-    depth_max_m: Positive = 1000.0
-    depth_target_m: Positive = 10.0
-
-
-class CoordinateLoss(Settings):
-    """Euclidean distance to the known scene coordinate: the CAD's privileged supervision."""
-
-    name: Literal["coordinate"] = "coordinate"
-
-
-class SwitchingLoss(Settings):
-    """`coordinate` for the first share `at` of the run, then `reprojection` in units matched at the switch."""
-
-    name: Literal["switching"] = "switching"
-    at: OpenFraction = 1 / 3
-    schedule: Literal["reset", "continue"] = "reset"
-    """Whether the clamp's schedule starts at the switch, or runs from the beginning as in the source work."""
-    reprojection: ReprojectionLoss = ReprojectionLoss()
-
-
-LossConfig: TypeAlias = Annotated[ReprojectionLoss | CoordinateLoss | SwitchingLoss, Field(discriminator="name")]
-
-
-class TrainingConfig(Settings):
-    """AdamW under one cycle of the learning rate, batches drawn across all views."""
-
-    iterations: Count = 25_000
-    batch_size: Count = 5120
-    learning_rate: Positive = 5e-3
-    weight_decay: NonNegative = 0.01
-    precision: Literal["float32", "bfloat16"] = "float32"
-    validations: Count = 8
-    """How often validation accuracy is measured during training, the end included."""
-    checkpoint: bool = True
-    """Whether each validation leaves a checkpoint to resume from."""
-
-
-class LocalizationConfig(Settings):
-    """Pose from scene coordinates."""
-
-    solver: Literal["poselib", "opencv"] = "poselib"
-    threshold_px: Positive = 10.0
-    """Inlier threshold for an image of 480 px short side; scaled with the image."""
-    max_iterations: Count = 10_000
-    min_iterations: Count = 1_000
-    """PoseLib's; OpenCV's solver has no such setting, and a fixed seed of its own."""
-    max_cells: Annotated[int, Field(ge=4)] = 5_000
+# --- matching -------------------------------------------------------------------------------------------
 
 
 class SiftFeatures(Settings):
@@ -228,6 +154,7 @@ class TrialConfig(Settings):
 
     scene: SceneConfig
     trainable: str = "ace"
+    """`glace` with the head `glace`, which implies it; `render_and_match`; or a user's own, `module:function`."""
     views: ViewsConfig = ViewsConfig()
     train_on: Annotated[tuple[TrainingDomain, ...], AtLeastOne] = ("synthetic",)
     """Whose mapping views teach the map; of several, the samples of all, mixed. `gt_poses` and `real` need photos."""
@@ -245,6 +172,8 @@ class TrialConfig(Settings):
     buffer: BufferConfig = BufferConfig()
     head: HeadConfig = AnchorHead()
     loss: LossConfig = ReprojectionLoss()
+    constraints: tuple[ConstraintConfig, ...] = ()
+    """What the CAD model says of predicted points, added to the loss."""
     training: TrainingConfig = TrainingConfig()
     localization: LocalizationConfig = LocalizationConfig()
     matching: MatchingConfig | None = None
@@ -253,9 +182,39 @@ class TrialConfig(Settings):
     seed: Seed = 0
 
     @model_validator(mode="after")
+    def _trainable_of_the_head(self) -> TrialConfig:
+        if isinstance(self.head, GlaceHead) and "trainable" not in self.model_fields_set:
+            self.__dict__["trainable"] = "glace"  # frozen for everybody else
+        return self
+
+    @model_validator(mode="after")
+    def _head_is_read(self) -> TrialConfig:
+        if (self.trainable, isinstance(self.head, GlaceHead)) in (("ace", True), ("glace", False)):
+            raise ValueError(f"head.name = {self.head.name}: the trainable {self.trainable} does not train it")
+        told = self.head.global_features if isinstance(self.head, GlaceHead) else None
+        wrong = None if told is None else misfit(told, self.encoder.model_dump(), self.finetuning is not None)
+        if wrong is not None:
+            raise ValueError(f"head.global_features: {wrong}")
+        if self.localization.sampling == "prosac" and not self._says_how_sure():
+            raise ValueError(
+                "localization.sampling = prosac: nothing says how sure a cell is; take the head anchor, "
+                "or the loss uncertain_coordinate"
+            )
+        if self.buffer.cells == "any" and "surface" in {constraint.name for constraint in self.constraints}:
+            raise ValueError("constraints surface with buffer.cells = any: background is not on the surface")
+        if len({constraint.name for constraint in self.constraints}) < len(self.constraints):
+            raise ValueError("constraints: name each kind once")
+        return self
+
+    def _says_how_sure(self) -> bool:
+        head = self.head.member if isinstance(self.head, EnsembleHead) else self.head
+        sure = isinstance(head, AnchorHead) or predicts_deviation(self.loss)
+        return sure and self.localization.solver == "poselib"
+
+    @model_validator(mode="after")
     def _matching_is_read(self) -> TrialConfig:
-        if self.trainable == "ace" and self.matching is not None:
-            raise ValueError("matching: the trainable ace does not read it, render_and_match does")
+        if self.trainable in ("ace", "glace") and self.matching is not None:
+            raise ValueError(f"matching: the trainable {self.trainable} does not read it, render_and_match does")
         return self
 
     @model_validator(mode="after")
@@ -280,7 +239,8 @@ class TrialConfig(Settings):
 
     @model_validator(mode="after")
     def _buffer_suffices(self) -> TrialConfig:
-        wanted = {"training.batch_size": self.training.batch_size, "head.anchors": getattr(self.head, "anchors", 0)}
+        head = self.head.member if isinstance(self.head, EnsembleHead) else self.head
+        wanted = {"training.batch_size": self.training.batch_size, "head.anchors": getattr(head, "anchors", 0)}
         for key, number in wanted.items():
             if number > self.buffer.samples:
                 raise ValueError(f"{key} = {number} is more than buffer.samples = {self.buffer.samples}")

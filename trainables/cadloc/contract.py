@@ -67,11 +67,17 @@ class Progress:
 
 @dataclass(frozen=True)
 class TrialContext:
-    """Where a trial works: its own folder, the finished stages it asked for by role, its device."""
+    """Where a trial works: its own folder, the finished stages it asked for by role, its device.
+
+    It may be one of several `workers` that share the trial's training, number `worker` of them: processes that are
+    joined by `torch.distributed`.
+    """
 
     directory: Path
     stages: Mapping[str, Path]
     device: str = "cpu"
+    worker: int = 0
+    workers: int = 1
 
 
 class Trainable(Protocol):
@@ -79,6 +85,9 @@ class Trainable(Protocol):
 
     It writes its artifacts below `context.directory` and nothing anywhere else. Closing the generator stops
     the trial; starting it again in the same directory resumes from the last checkpoint.
+
+    Where training is shared it is called in every worker. Worker 0 does all of the above; the others take their parts
+    of its steps, write nothing, and may wait for worker 0 for ever: its end is theirs.
     """
 
     def __call__(self, config: Any, context: TrialContext) -> Iterator[Progress]: ...

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from cadloc.config import LocalizationConfig
-from cadloc.heads.head import Head
+from cadloc.geometry import Array
+from cadloc.heads.head import Guess, Head
 from cadloc.localization import Estimate, localize
 from cadloc.metrics import PoseErrors, coordinate_error_median_m, summary
 from cadloc.queries import Queries
 from cadloc.testing import Answer
+from cadloc.training_config import LocalizationConfig
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,14 +43,27 @@ class Evaluation:
 
 
 def evaluate(
-    head: Head, queries: Queries, config: LocalizationConfig, *, diameter_m: float, seed: int, device: str = "cpu"
+    head: Head,
+    queries: Queries,
+    config: LocalizationConfig,
+    *,
+    diameter_m: float,
+    seed: int,
+    device: str = "cpu",
+    candidates: NDArray[np.float32] | None = None,
 ) -> Evaluation:
-    """Localizes every query; `diameter_m` is the scene's, for the metrics that are relative to it."""
-    predicted = [predict_cells(head, queries.features[queries.cells(i)], device) for i in range(len(queries))]
-    estimates = tuple(
-        localize(points, queries.pixels(i), queries.intrinsics[i], width_px, height_px, config, seed)
-        for i, (points, (width_px, height_px)) in enumerate(zip(predicted, queries.sizes_px.tolist(), strict=True))
-    )
+    """Localizes every query; `diameter_m` is the scene's, for the metrics that are relative to it.
+
+    `candidates` (V, H, G) are global features to read each query with.
+    """
+    answers = []
+    for i, (width_px, height_px) in enumerate(queries.sizes_px.tolist()):
+        features = _on(device, queries.features[queries.cells(i)])
+        told = None if candidates is None else _on(device, candidates[i])
+        camera = queries.pixels(i), queries.intrinsics[i], width_px, height_px
+        answers.append(localize_guesses(head.guesses(features, told), *camera, config, seed))
+    predicted = [points for points, _ in answers]
+    estimates = tuple(estimate for _, estimate in answers)
     points = np.concatenate(predicted)
     errors = PoseErrors.of(estimates, queries.cam_from_cad)
     coordinate_error_m = coordinate_error_median_m(points, queries.scene_coordinates)
@@ -60,6 +76,27 @@ def evaluate(
     )
 
 
-def predict_cells(head: Head, features: NDArray[np.floating], device: str = "cpu") -> NDArray[np.float32]:
-    """Scene coordinates (N, 3) in `cad` of features (N, C)."""
-    return np.asarray(head.predict(torch.from_numpy(np.array(features)).to(device)).cpu().numpy())
+def localize_guesses(
+    guesses: Iterable[Guess],
+    pixels: Array,
+    intrinsics: Array,
+    width_px: int,
+    height_px: int,
+    config: LocalizationConfig,
+    seed: int,
+) -> tuple[NDArray[np.float32], Estimate]:
+    """Scene coordinates (N, 3) and estimate of the guess whose pose has most inliers, the first of equals.
+
+    All guesses are about the same cells at `pixels` (N, 2), so inliers can be compared. The runtime is that of all.
+    """
+    answers = []
+    for guess in guesses:
+        points = np.asarray(guess.coordinates.cpu().numpy())
+        confidence = None if guess.confidence is None else guess.confidence.cpu().numpy()
+        answers.append((points, localize(points, pixels, intrinsics, width_px, height_px, config, seed, confidence)))
+    points, best = max(answers, key=lambda answer: answer[1].inliers)
+    return points, replace(best, runtime_s=sum(estimate.runtime_s for _, estimate in answers))
+
+
+def _on(device: str, array: NDArray[np.floating]) -> Tensor:
+    return torch.from_numpy(np.array(array)).to(device)

@@ -11,8 +11,8 @@ import numpy as np
 import poselib
 from numpy.typing import ArrayLike
 
-from cadloc.config import LocalizationConfig
 from cadloc.geometry import Array, inverse, project, rigid, transform_points
+from cadloc.training_config import LocalizationConfig
 
 REFERENCE_SIDE_PX = 480
 """Short image side that `LocalizationConfig.threshold_px` is for."""
@@ -47,14 +47,17 @@ def localize(
     height_px: int,
     config: LocalizationConfig,
     seed: int,
+    confidence: ArrayLike | None = None,
 ) -> Estimate:
     """Pose of a camera with `intrinsics` (3, 3) that sees points (M, 3) of `cad` at pixels (M, 2).
 
     Non-finite points are dropped; of more than `max_cells`, a seeded random subset is used. The threshold grows
     with the short image side, since predictions blur with the cells they are made of. Same input, same pose.
+    Where `sampling` is `prosac`, cells of higher `confidence` (M,) are tried first. Raises ValueError without it.
     """
     start_s = time.perf_counter()
-    points, seen = _usable(np.asarray(scene_coordinates, np.float64), np.asarray(pixels, np.float64), config, seed)
+    given = np.asarray(scene_coordinates, np.float64), np.asarray(pixels, np.float64)
+    points, seen = _usable(*given, config, seed, confidence)
     K = np.asarray(intrinsics, dtype=np.float64)
     threshold_px = config.threshold_px * min(width_px, height_px) / REFERENCE_SIDE_PX
     cam_from_cad = None
@@ -80,12 +83,19 @@ def coverage(pixels: Array, width_px: int, height_px: int) -> float:
     return len(np.unique(place, axis=0)) / (GRID[0] * GRID[1])
 
 
-def _usable(points: Array, pixels: Array, config: LocalizationConfig, seed: int) -> tuple[Array, Array]:
+def _usable(
+    points: Array, pixels: Array, config: LocalizationConfig, seed: int, confidence: ArrayLike | None
+) -> tuple[Array, Array]:
+    """Finite ones, at most `max_cells`; the surest first, where that is how they are sampled."""
     if points.shape != (len(pixels), 3) or pixels.shape != (len(points), 2):
         raise ValueError(f"points {points.shape} and pixels {pixels.shape} are not (M, 3) and (M, 2)")
     finite = np.flatnonzero(np.isfinite(points).all(axis=1))
     if len(finite) > config.max_cells:
         finite = np.sort(np.random.default_rng(seed).choice(finite, config.max_cells, replace=False))
+    if config.sampling == "prosac":
+        if confidence is None:
+            raise ValueError("PROSAC needs the confidence of every cell")
+        finite = finite[np.argsort(-np.asarray(confidence)[finite], kind="stable")]
     return points[finite], pixels[finite]
 
 
@@ -129,6 +139,7 @@ def _solve_poselib(
         "max_iterations": config.max_iterations,
         "min_iterations": min(config.min_iterations, config.max_iterations),
         "seed": seed,
+        "progressive_sampling": config.sampling == "prosac",
     }
     pose, _ = poselib.estimate_absolute_pose(pixels, points, camera, ransac, {})
     return rigid(np.asarray(pose.R), np.asarray(pose.t))

@@ -1,7 +1,7 @@
 """Pre-training of encoders on made-up buildings: contrastive, by scene coordinates, or from another extractor.
 
 One loop for all methods. A run belongs to its directory: started again it goes on from its last checkpoint and ends as
-it would have ended (bit for bit on one kind of CPU). Several workers share a step (`cadloc.pretraining_workers`)
+it would have ended (bit for bit on one kind of CPU). Several workers share a step (`cadloc.workers`)
 without changing what it is; `cadloc_sweep.executors.on_ray_training` starts them.
 """
 
@@ -33,7 +33,8 @@ from cadloc.pretraining_objective import Drawn, Material, Objective, Trainee, dr
 from cadloc.pretraining_pairs import PooledBuilding
 from cadloc.pretraining_regression import SceneCoordinates
 from cadloc.pretraining_validation import ValidationSet
-from cadloc.pretraining_workers import ALONE, Workers, share_batch_norms
+from cadloc.pretraining_workers import share_batch_norms
+from cadloc.workers import ALONE, Workers
 
 __all__ = ["Site", "check_claim", "claim", "make_objective", "pretrain", "train"]
 

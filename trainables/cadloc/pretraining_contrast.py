@@ -24,7 +24,7 @@ from cadloc.geometry import Array
 from cadloc.pretraining_config import Contrastive
 from cadloc.pretraining_objective import Material, Objective, Trainee, Update, as_images
 from cadloc.pretraining_pairs import Grid, Pair, draw_batch
-from cadloc.pretraining_workers import ALONE, Workers
+from cadloc.workers import ALONE, Workers
 
 Pairs: TypeAlias = tuple[list[Pair], NDArray[np.int_]]
 """Pairs and each one's building."""

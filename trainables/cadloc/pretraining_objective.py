@@ -18,7 +18,7 @@ from cadloc.encoders.ace import AceFeatures
 from cadloc.encoders.small import SmallFeatures
 from cadloc.pretraining_config import Contrastive, PretrainingConfig
 from cadloc.pretraining_pairs import PooledBuilding
-from cadloc.pretraining_workers import ALONE, Workers
+from cadloc.workers import ALONE, Workers
 
 Trainee: TypeAlias = SmallFeatures | AceFeatures
 """An encoder whose `forward` has gradients."""

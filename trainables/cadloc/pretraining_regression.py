@@ -22,14 +22,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cadloc.config import AceHead, ReprojectionLoss
 from cadloc.contract import Fault, InputError
 from cadloc.encoders.images import features_of
 from cadloc.geometry import Array
+from cadloc.head_config import AceHead
 from cadloc.heads import build
 from cadloc.heads.ace import AcePerceptron
+from cadloc.loss_config import ReprojectionLoss
 from cadloc.losses.coordinate import CoordinatePhase
-from cadloc.losses.phase import Phase
+from cadloc.losses.phase import Phase, Prediction
 from cadloc.losses.reprojection import ReprojectionPhase
 from cadloc.pretraining_config import Regression
 from cadloc.pretraining_contrast import at_cells
@@ -125,8 +126,8 @@ class SceneCoordinates(Objective):
         total = rows.new_zeros(())
         for owner, places in by_owner.items():
             batch = _batch(rows[places].flatten(0, 1), [drawn.taken[place] for place in places])
-            coordinates = self.heads[owner](batch.features).coordinates
-            total = total + self._phase().loss(coordinates, batch) * (len(places) / len(drawn.taken))
+            predicted = Prediction(self.heads[owner](batch.features).coordinates)
+            total = total + self._phase().loss(predicted, batch) * (len(places) / len(drawn.taken))
         return total
 
     def _phase(self) -> Phase:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,19 +13,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cadloc.buffer import Buffer
-from cadloc.contract import Fault, InputError
 from cadloc.queries import Queries
+from cadloc.workers import ALONE, Workers
 
 _JOINED = ("features", "pixels", "scene_coordinates", "cam_from_cad", "intrinsics")
-_SHUFFLE_SALT = 8191
-"""Sets the generator of the order of samples apart from all others that start from the same seed."""
+
+
+class SceneScale(NamedTuple):
+    """How large a scene is, and how its samples see it: what thresholds of losses and constraints follow.
+
+    `diameter_m` is the diagonal of the box of its samples, `metres_per_pixel` the median of depth by focal length (how
+    far one pixel of error moves a scene coordinate), `farthest_m` the largest depth of a sample.
+    """
+
+    diameter_m: float
+    metres_per_pixel: float
+    farthest_m: float
 
 
 @dataclass(frozen=True)
 class Batch:
     """B samples with the camera of each; coordinates in `cad`, metres. Everything float32.
 
-    `features` (B, C), `pixels` (B, 2), `scene_coordinates` (B, 3), `cam_from_cad` (B, 4, 4), `intrinsics` (B, 3, 3).
+    `features` (B, C), `pixels` (B, 2), `scene_coordinates` (B, 3), NaN where unknown, `cam_from_cad` (B, 4, 4),
+    `intrinsics` (B, 3, 3). `global_features` (B, G) are those of the images, if a head asks for any. `seed`
+    is for what is drawn anew in this very step; `part` is the part of the samples that the batch was drawn from
+    (`Head.parts`); `complete` says that no scene coordinate is unknown. The step's batch has as many samples from each
+    of the `workers`; these are one worker's.
     """
 
     features: Tensor
@@ -33,9 +47,43 @@ class Batch:
     scene_coordinates: Tensor
     cam_from_cad: Tensor
     intrinsics: Tensor
+    global_features: Tensor | None = None
+    seed: int = 0
+    part: int = 0
+    complete: bool = True
+    workers: Workers = ALONE
 
     def __len__(self) -> int:
         return len(self.features)
+
+    @property
+    def size_of_step(self) -> int:
+        """Samples of the whole step."""
+        return len(self) * self.workers.size
+
+    def own(self, drawn: Tensor) -> Tensor:
+        """These samples' rows (B, ...) of what was drawn for the whole step, (`size_of_step`, ...)."""
+        return drawn[self.workers.rank * len(self) : (self.workers.rank + 1) * len(self)]
+
+    @cached_property
+    def known(self) -> Tensor:
+        """Whether the scene coordinate is known, (B,) bool."""
+        return torch.isfinite(self.scene_coordinates).all(dim=1)
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """Scene coordinates (B, 3), zeros where unknown: finite, so that no NaN reaches a gradient."""
+        return torch.nan_to_num(self.scene_coordinates)
+
+    @cached_property
+    def depth_m(self) -> Tensor:
+        """Depth (B,) of the scene coordinates in their cameras, 1 where unknown."""
+        return torch.where(self.known, self.in_camera(self.targets)[:, 2], 1.0)
+
+    @cached_property
+    def focal_px(self) -> Tensor:
+        """Geometric mean of the two focal lengths, (B,)."""
+        return (self.intrinsics[:, 0, 0] * self.intrinsics[:, 1, 1]).sqrt()
 
     @cached_property
     def rays_cam(self) -> Tensor:
@@ -59,10 +107,19 @@ class Batch:
         """Points (B, 3) of `cad`, one per sample, in that sample's `cam`."""
         return torch.einsum("bij,bj->bi", self.cam_from_cad[:, :3, :3], points_cad) + self.cam_from_cad[:, :3, 3]
 
+    def share_within(self, points_cad: Tensor, error_px: float) -> Tensor:
+        """Share of predicted points (B, 3) that project to less than `error_px` from their pixels, a scalar."""
+        points_cam = self.in_camera(points_cad)
+        pixels = torch.einsum("bij,bj->bi", self.intrinsics[:, :2], points_cam / points_cam[:, 2:])
+        near = torch.linalg.vector_norm(pixels - self.pixels, dim=1) < error_px
+        share: Tensor = (near & (points_cam[:, 2] > 0)).float().mean()
+        return share
+
 
 @dataclass(frozen=True)
 class Samples:
-    """N samples of V cameras. `features` (N, C) float16, `view` (N,) int64 into the cameras, the rest as in `Batch`."""
+    """N samples of V cameras. `features` (N, C) float16, `view` (N,) int64 into the cameras, `global_features` (V, G)
+    of the cameras where a head asks for any, the rest as in `Batch`."""
 
     features: Tensor
     pixels: Tensor
@@ -70,11 +127,14 @@ class Samples:
     scene_coordinates: Tensor
     cam_from_cad: Tensor
     intrinsics: Tensor
+    global_features: Tensor | None = None
 
     @classmethod
-    def from_buffer(cls, buffer: Buffer, device: str = "cpu") -> Samples:
-        """The buffer, read from disk once."""
-        return cls._of(
+    def from_buffer(
+        cls, buffer: Buffer, device: str = "cpu", global_features: NDArray[np.float32] | None = None
+    ) -> Samples:
+        """The buffer, read from disk once. Its mapping views' `global_features` (M, G) serve all passes over a view."""
+        samples = cls._of(
             device,
             buffer.features,
             buffer.pixels,
@@ -83,6 +143,7 @@ class Samples:
             buffer.cam_from_cad,
             buffer.intrinsics,
         )
+        return samples._told(global_features)
 
     @classmethod
     def joined(cls, parts: Sequence[Samples]) -> Samples:
@@ -91,17 +152,19 @@ class Samples:
             return parts[0]
         starts = np.cumsum([0, *(len(part.cam_from_cad) for part in parts)])
         view = torch.cat([part.view + int(start) for part, start in zip(parts, starts[:-1], strict=True)])
-        joined = (torch.cat([getattr(part, name) for part in parts]) for name in _JOINED)
-        features, pixels, scene_coordinates, cam_from_cad, intrinsics = joined
-        return cls(features, pixels, view, scene_coordinates, cam_from_cad, intrinsics)
+        joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in _JOINED}
+        told = [part.global_features for part in parts if part.global_features is not None]
+        return cls(view=view, global_features=torch.cat(told) if told else None, **joined)
 
     @classmethod
-    def from_queries(cls, queries: Queries, device: str = "cpu") -> Samples:
+    def from_queries(
+        cls, queries: Queries, device: str = "cpu", global_features: NDArray[np.float32] | None = None
+    ) -> Samples:
         """The cells of encoded images whose scene coordinate is known: on them, losses can be validated."""
         known = np.isfinite(queries.scene_coordinates).all(axis=-1)  # (N,)
         pixels = np.concatenate([queries.pixels(image) for image in range(len(queries))])
         view = np.repeat(np.arange(len(queries)), queries.grids.prod(axis=1))
-        return cls._of(
+        samples = cls._of(
             device,
             queries.features[known],
             pixels[known],
@@ -110,18 +173,24 @@ class Samples:
             queries.cam_from_cad,
             queries.intrinsics,
         )
+        return samples._told(global_features)
 
     @classmethod
     def _of(cls, device: str, features: object, *arrays: object) -> Samples:
-        pixels, view, scene_coordinates, cam_from_cad, intrinsics = (np.asarray(array) for array in arrays)
+        pixels, view, *rest = (np.asarray(array) for array in arrays)
         return cls(
             torch.from_numpy(np.array(features)).to(device),
             _float32(pixels, device),
             torch.from_numpy(view.astype(np.int64)).to(device),
-            _float32(scene_coordinates, device),
-            _float32(cam_from_cad, device),
-            _float32(intrinsics, device),
+            *(_float32(array, device) for array in rest),
         )
+
+    def _told(self, global_features: NDArray[np.float32] | None) -> Samples:
+        """With the global features (I, G) of images; cameras come in equal groups, one group per image."""
+        if global_features is None:
+            return self
+        repeated = np.repeat(global_features, len(self.cam_from_cad) // len(global_features), axis=0)
+        return replace(self, global_features=_float32(repeated, str(self.features.device)))
 
     def __len__(self) -> int:
         return len(self.features)
@@ -131,8 +200,8 @@ class Samples:
         """Channels C of a feature."""
         return self.features.shape[1]
 
-    def batch(self, indices: Tensor) -> Batch:
-        """The samples at `indices` (B,)."""
+    def batch(self, indices: Tensor, seed: int = 0, part: int = 0, workers: Workers = ALONE) -> Batch:
+        """The samples at `indices` (B,); `seed`, `part` and `workers` are the batch's."""
         view = self.view[indices]
         return Batch(
             self.features[indices].float(),
@@ -140,39 +209,49 @@ class Samples:
             self.scene_coordinates[indices],
             self.cam_from_cad[view],
             self.intrinsics[view],
+            None if self.global_features is None else self.global_features[view],
+            seed,
+            part,
+            self.complete,
+            workers,
+        )
+
+    def subset(self, indices: Tensor) -> Samples:
+        """The samples at `indices` (P,) and all cameras."""
+        return replace(
+            self,
+            features=self.features[indices],
+            pixels=self.pixels[indices],
+            view=self.view[indices],
+            scene_coordinates=self.scene_coordinates[indices],
         )
 
     @cached_property
-    def metres_per_pixel(self) -> float:
-        """Median over the samples of depth by focal length: how far one pixel of error moves a scene coordinate."""
-        some = torch.arange(0, len(self), -(-len(self) // 20_000), device=self.features.device)
+    def known(self) -> Tensor:
+        """Indices of the samples whose scene coordinate is known."""
+        return torch.isfinite(self.scene_coordinates).all(dim=1).nonzero()[:, 0]
+
+    @cached_property
+    def complete(self) -> bool:
+        """Whether every scene coordinate is known."""
+        return len(self.known) == len(self)
+
+    @cached_property
+    def scale(self) -> SceneScale:
+        """Of the scene, by at most 20,000 of the samples that are known; zeros where none is."""
+        some = self.known[:: max(1, -(-len(self.known) // 20_000))]
+        if not len(some):
+            return SceneScale(0.0, 0.0, 0.0)
         batch = self.batch(some)
-        depth_m = batch.in_camera(batch.scene_coordinates)[:, 2]
-        return float((depth_m / batch.intrinsics[:, 0, 0]).median())
+        corners = torch.stack([batch.targets.amin(dim=0), batch.targets.amax(dim=0)])
+        metres_per_pixel = float((batch.depth_m / batch.intrinsics[:, 0, 0]).median())
+        return SceneScale(float((corners[1] - corners[0]).norm()), metres_per_pixel, float(batch.depth_m.max()))
+
+    @property
+    def metres_per_pixel(self) -> float:
+        """`SceneScale.metres_per_pixel`."""
+        return self.scale.metres_per_pixel
 
 
 def _float32(array: NDArray[Any], device: str) -> Tensor:
     return torch.from_numpy(array.astype(np.float32)).to(device)
-
-
-class Shuffled:
-    """Batches in an order drawn anew in every pass over the samples.
-
-    Step `s` has the same batch whatever was asked for before: resuming needs no state but the step.
-    """
-
-    def __init__(self, samples: Samples, batch_size: int, seed: int) -> None:
-        if batch_size > len(samples):
-            allowed = f"at most the {len(samples)} samples of the buffer"
-            raise InputError(Fault("configuration", "training.batch_size", str(batch_size), allowed))
-        self._samples, self._batch_size, self._seed = samples, batch_size, seed
-        self._pass, self._order = -1, torch.empty(0, dtype=torch.int64)
-
-    def batch(self, step: int) -> Batch:
-        """Batch number `step`, counted from 0; the samples left over at the end of a pass are skipped."""
-        pass_, place = divmod(step, len(self._samples) // self._batch_size)
-        if pass_ != self._pass:
-            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + pass_ + _SHUFFLE_SALT)
-            order = torch.randperm(len(self._samples), generator=generator)
-            self._pass, self._order = pass_, order.to(self._samples.features.device)
-        return self._samples.batch(self._order[place * self._batch_size : (place + 1) * self._batch_size])

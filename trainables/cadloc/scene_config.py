@@ -10,7 +10,16 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from cadloc.settings import Ascending, NonNegative, OpenFraction, Positive, Seed, Settings, merged
 from cadloc.views_config import ViewpointsConfig
 
-BUILT_IN_SCENES: tuple[str, ...] = ("gate", "rotunda", "cathedral")
+BUILT_IN_SCENES: tuple[str, ...] = ("gate", "rotunda", "cathedral", "campus")
+BUILT_IN_VIEWPOINTS: Mapping[str, Mapping[str, Any]] = {
+    "campus": {
+        "ground_share": 0.8,
+        "ground": {"distances": None},
+        "orbit": {"elevations_deg": (8.0, 18.0), "target_spread": 0.6},
+        "clearance_m": 3.0,
+    }
+}
+"""Keys of `views.viewpoints` that built-in scenes decide, as scene files do with `SceneConfig.viewpoints`."""
 
 
 class CadConfig(Settings):
@@ -107,5 +116,6 @@ class SceneConfig(Settings):
 
 def scene_viewpoints(viewpoints: ViewpointsConfig, scene: SceneConfig) -> ViewpointsConfig:
     """The viewpoints with the scene's own keys on top. Raises ValueError for keys or values that are none."""
-    over = merged(viewpoints.model_dump(mode="json"), scene.viewpoints)
+    own = BUILT_IN_VIEWPOINTS.get(scene.name, {}) if scene.built_in else {}
+    over = merged(merged(viewpoints.model_dump(mode="json"), own), scene.viewpoints)
     return ViewpointsConfig.model_validate(over)

@@ -19,6 +19,17 @@ def one_cycle(step: int, steps: int, peak: float) -> float:
     return _cosine(peak, start / END_DIVISOR, (step - turn) / max(steps - 1 - turn, 1e-9))
 
 
+def plateau(step: int, warm_up: int, cool_down_at: int, end: int, peak: float) -> float:
+    """Learning rate of step `step`: up to the peak in `warm_up` steps, held, from `cool_down_at` down until `end`.
+
+    Straight ramps, from a 25th of the peak and to almost nothing (ACE0, supplement). Where they overlap, as in a run
+    that cools down before it is warm, the lower one holds.
+    """
+    rising = peak if step >= warm_up else peak / START_DIVISOR + (peak - peak / START_DIVISOR) * step / warm_up
+    falling = peak if step < cool_down_at else peak * max(end - step, 1) / (end - cool_down_at + 1)
+    return min(rising, falling)
+
+
 def circle(progress: float, largest: float, smallest: float) -> float:
     """`largest · sqrt(1 − progress²) + smallest`: stays high for long and drops at the end (ACE, section 3.4)."""
     return largest * math.sqrt(max(1.0 - progress * progress, 0.0)) + smallest

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,13 +16,17 @@ from torch import Tensor
 from cadloc.artifacts import write_table
 from cadloc.checkpoints import read_checkpoint
 from cadloc.config import TrialConfig
+from cadloc.constraints import Constraints
 from cadloc.contract import DivergenceError, Fault, InputError, digest, identity
 from cadloc.heads.head import Head
 from cadloc.losses import phase_at
-from cadloc.losses.phase import Phase, Unit
-from cadloc.samples import Samples, Shuffled
-from cadloc.schedules import one_cycle
+from cadloc.losses.phase import Phase, Prediction
+from cadloc.pacing import Pace
+from cadloc.samples import Samples
+from cadloc.shuffling import Shuffled
+from cadloc.training_window import FITTING, OBJECTIVE, Window
 from cadloc.whole_files import write_bytes
+from cadloc.workers import ALONE, Workers
 
 CHECKPOINT, HISTORY = "checkpoint.pt", "history.csv"
 
@@ -42,6 +47,8 @@ class Progression:
     step: int = 0
     training_s: float = 0.0
     first_objective: float | None = None
+    cooling_from: int | None = None
+    fitting_shares: list[float] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -50,12 +57,26 @@ class Training:
 
     Everything random is a function of seed and step, so a run that resumes from a checkpoint ends, on the CPU, in
     the same bits as one that was never interrupted.
+
+    Several `workers` share every step: each takes a slice of its batch, and all take the mean gradient. The first one
+    reads, validates, writes and tells; the others `follow`. The result is that of one worker but for rounding. Every
+    worker holds all samples: W times the buffer's memory where they share a node.
     """
 
-    def __init__(self, head: Head, samples: Samples, config: TrialConfig, directory: Path) -> None:
+    def __init__(
+        self,
+        head: Head,
+        samples: Samples,
+        config: TrialConfig,
+        directory: Path,
+        constraints: Constraints | None = None,
+        workers: Workers = ALONE,
+    ) -> None:
         self.head, self.progression = head, Progression()
+        self._workers = workers
         self._config, self._samples, self._directory = config, samples, directory
-        self._batches = Shuffled(samples, config.training.batch_size, config.seed)
+        self._constraints = constraints
+        self._pace = Pace(config.training, config.loss)
         self._device = samples.features.device
         training = config.training
         self._optimizer = torch.optim.AdamW(
@@ -64,30 +85,52 @@ class Training:
 
     @property
     def milestones(self) -> list[int]:
-        """Steps after which the head is validated, evenly spread, the last step included."""
-        training = self._config.training
-        count = min(training.validations, training.iterations)
-        return [training.iterations * (i + 1) // count for i in range(count)]
+        """Steps after which the head is validated: evenly spread over the iterations, and the last step of the run."""
+        iterations, end = self._config.training.iterations, self._pace.steps
+        count = min(self._config.training.validations, iterations)
+        spread = (iterations * (i + 1) // count for i in range(count))
+        return [*(step for step in spread if step < end), end]
+
+    def start(self) -> None:
+        """Makes the head ready for step 0, or takes up the checkpoint in the trial's directory.
+
+        Raises InputError for a checkpoint of another configuration or another buffer, and for samples that are too
+        few for the head.
+        """
+        first = self._workers.rank == 0
+        if first and not self.resume():
+            start_s = time.perf_counter()
+            evidence = phase_at(self._config.loss, 0.0, self._samples.scale).evidence
+            self.head.fit(self._samples, self._config.seed, evidence)
+            self.progression.training_s = time.perf_counter() - start_s
+        if self._workers.size > 1:
+            told = self._workers.told(self._content() if first else b"")
+            self._take_up(torch.load(io.BytesIO(told), map_location="cpu", weights_only=True))
 
     def run(self, validate: Validation) -> Iterator[Mapping[str, float]]:
         """Trains to the end; yields the history's row of every milestone, once it is validated and stored.
 
-        Raises DivergenceError when the objective is not finite or explodes; the history is on disk by then.
+        The head has been made ready by `start`. Raises InputError for samples too few for a batch, DivergenceError
+        when the objective is not finite or explodes; the history is on disk by then.
         """
-        for milestone in self.milestones:
-            if milestone <= self.progression.step:
-                continue
+        training = self._config.training
+        parts = self.head.parts(self._samples)
+        self._batches = Shuffled(self._samples, training.batch_size, self._config.seed, parts, self._workers)
+        while self.progression.step < self._pace.steps:
+            milestone = next(step for step in self.milestones if step > self.progression.step)
             try:
                 row = self._run_until(milestone)
             except DivergenceError:
-                write_table(self._directory / HISTORY, self.progression.history)
+                if self._workers.rank == 0:
+                    write_table(self._directory / HISTORY, self.progression.history)
                 raise
-            self.head.eval()
-            self.progression.history.append({**row, **validate(self.head), **self._validation_free_numbers()})
-            write_table(self._directory / HISTORY, self.progression.history)
-            if self._config.training.checkpoint:
-                self._save()
-            yield self.progression.history[-1]
+            if self._workers.rank == 0:
+                yield self._validated(row, validate)
+
+    def follow(self) -> None:
+        """Takes this worker's part in every step of the first worker's `run`. Raises what that raises of training."""
+        for _ in self.run(lambda head: {}):
+            raise AssertionError("the first worker follows nobody")
 
     def resume(self) -> bool:
         """Takes up the checkpoint in the trial's directory; False where there is none.
@@ -101,55 +144,85 @@ class Training:
         if stored["fingerprint"] != self._fingerprint():
             allowed = "one of this very configuration and buffer"
             raise InputError(Fault(str(path), "checkpoint", "a checkpoint of another trial", allowed, "delete it"))
+        self._take_up(stored)
+        return True
+
+    def _take_up(self, stored: Mapping[str, Any]) -> None:
         self.head.load_state_dict(stored["head"])
         self._optimizer.load_state_dict(stored["optimizer"])
         self.progression = Progression(**stored["progression"])
-        return True
+        self._pace = Pace(self._config.training, self._config.loss, self.progression.cooling_from)
+
+    def _validated(self, row: Mapping[str, float], validate: Validation) -> Mapping[str, float]:
+        """The milestone's row with the validation's metrics, once it is stored."""
+        self.head.eval()
+        self.progression.history.append({**row, **validate(self.head), **self._validation_free_numbers()})
+        write_table(self._directory / HISTORY, self.progression.history)
+        if self._config.training.checkpoint:
+            write_bytes(self._directory / CHECKPOINT, self._content())
+        return self.progression.history[-1]
 
     def _run_until(self, milestone: int) -> dict[str, float]:
-        """Trains up to step `milestone`; returns its row: mean losses since the last one, by unit."""
+        """Trains up to step `milestone`, or the end of a run that stops early; returns its row: mean losses since the
+        last one."""
         start_s = time.perf_counter()
         self.head.train()
-        window = _Window(self._device)
-        for step in range(self.progression.step, milestone):
-            window.add(phase_at(self._config.loss, step / self._config.training.iterations).unit, self._step(step))
-            if (step + 1) % STEPS_BETWEEN_CHECKS == 0 or step + 1 == milestone:
-                self.progression.step = step + 1
+        window = Window(self._device, self._workers)
+        step = self.progression.step
+        while step < min(milestone, self._pace.steps):
+            window.add(self._step(step))
+            step += 1
+            if step % STEPS_BETWEEN_CHECKS == 0 or step in (milestone, self._pace.steps):
+                self.progression.step = step
                 self._check(window.objective(), window)
+                self._stop_early(window)
         self.progression.training_s += time.perf_counter() - start_s
         return self._row(window)
 
-    def _row(self, window: _Window) -> dict[str, float]:
+    def _row(self, window: Window) -> dict[str, float]:
         return {"step": self.progression.step, **window.means()}
 
-    def _step(self, step: int) -> Tensor:
-        """One update; returns loss in its own unit, the head's own loss, and the objective, (3,), detached."""
+    def _step(self, step: int) -> dict[str, Tensor]:
+        """One update; returns, detached, the loss by its unit, the head's own, the constraints' and the objective."""
         batch = self._batches.batch(step)
-        phase = phase_at(self._config.loss, step / self._config.training.iterations)
+        phase = phase_at(self._config.loss, self._pace.progress(step), self._samples.scale)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.training.precision == "bfloat16"):
             output = self.head.training_output(batch, phase.evidence)
-        loss = phase.loss(output.coordinates, batch)
-        objective = loss * self._objective_per_unit(phase) + output.own_loss
+        loss = phase.loss(output.prediction, batch)
+        metres_per_pixel = self._samples.scale.metres_per_pixel
+        objective = loss * self.head.objective_per_unit(phase.unit, metres_per_pixel, batch.part) + output.own_loss
+        values = {f"train/loss_{phase.unit}": loss, "train/own_loss": output.own_loss}
+        if self._constraints is not None:
+            means_px = self._constraints.named(output.coordinates, batch)
+            per_pixel = self.head.objective_per_unit("px", metres_per_pixel, batch.part)
+            objective = objective + self._constraints.weighted(means_px) * per_pixel
+            values |= {f"train/constraint_{name}_px": value for name, value in means_px.items()}
         self._optimizer.zero_grad(set_to_none=True)
         objective.backward()  # type: ignore[no-untyped-call]
+        # Who has no gradient has none in any worker, and the optimizer is to leave it alone.
+        self._workers.average_gradients(p for p in self.head.parameters() if p.grad is not None)
         for group in self._optimizer.param_groups:
-            training = self._config.training
-            group["lr"] = one_cycle(step, training.iterations, training.learning_rate)
+            group["lr"] = self._pace.learning_rate(step)
         self._optimizer.step()
-        return torch.stack([loss.detach(), output.own_loss.detach(), objective.detach()])
+        if self._pace.early_stop is not None:
+            values[FITTING] = batch.share_within(output.coordinates, self._pace.early_stop.within_px)
+        return {name: value.detach() for name, value in {**values, OBJECTIVE: objective}.items()}
 
-    def _objective_per_unit(self, phase: Phase) -> Tensor:
-        """Every loss enters the objective as a length in the head's own measure.
+    def _stop_early(self, window: Window) -> None:
+        """Begins to cool down where the last steps' batches fit well enough."""
+        rule = self._pace.early_stop
+        if rule is None:
+            return
+        shares = [*self.progression.fitting_shares, *window.fitting_shares()][-rule.window :]
+        self.progression.fitting_shares = shares
+        if len(shares) == rule.window and sum(shares) / rule.window > rule.share:
+            self.progression.cooling_from = self.progression.step
+            self._pace = self._pace.stopped_at(self.progression.step)
 
-        So pixels after a switch weigh as much as the metres before it (a pixel spans depth by focal length), and
-        the optimizer's moments, gathered on one, stay valid for the other.
-        """
-        return phase.metres_per_unit(self._samples.metres_per_pixel) / self.head.length_m
-
-    def _check(self, objective: float, window: _Window) -> None:
+    def _check(self, objective: float, window: Window) -> None:
         if self.progression.first_objective is None:
             self.progression.first_objective = objective
-        limit = EXPLOSION * max(self.progression.first_objective, 1e-3)
+        limit = EXPLOSION * max(abs(self.progression.first_objective), 1.0)  # a likelihood may begin below zero
         if not math.isfinite(objective) or objective > limit:
             self.progression.history.append({**self._row(window), **self._validation_free_numbers()})
             raise DivergenceError(
@@ -164,7 +237,8 @@ class Training:
             "time/training_s": self.progression.training_s,
         }
 
-    def _save(self) -> None:
+    def _content(self) -> bytes:
+        """Of a checkpoint."""
         content = io.BytesIO()
         torch.save(
             {
@@ -175,38 +249,10 @@ class Training:
             },
             content,
         )
-        write_bytes(self._directory / CHECKPOINT, content.getvalue())
+        return content.getvalue()
 
     def _fingerprint(self) -> str:
         return digest([identity(self._config.model_dump(mode="json")), len(self._samples), self._samples.dimensions])
-
-
-class _Window:
-    """Sums of the steps since the last milestone, kept on the device: losses apart by unit, as a run may switch."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
-        self._objective = torch.zeros((), device=device)
-        self._checked = 0
-
-    def add(self, unit: Unit, values: Tensor) -> None:
-        """Takes a step's loss, own loss and objective (3,)."""
-        for name, value in ((f"train/loss_{unit}", values[0]), ("train/own_loss", values[1])):
-            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
-            self._counts[name] = self._counts.get(name, 0) + 1
-        self._objective += values[2]
-
-    def objective(self) -> float:
-        """Mean objective of the steps since this was last asked; waits for the device."""
-        steps, self._checked = self._counts["train/own_loss"] - self._checked, self._counts["train/own_loss"]
-        mean = float(self._objective) / steps
-        self._objective.zero_()
-        return mean
-
-    def means(self) -> dict[str, float]:
-        """Mean of every loss over the steps in which it was in force."""
-        return {name: float(total) / self._counts[name] for name, total in self._sums.items()}
 
 
 @torch.no_grad()
@@ -216,5 +262,5 @@ def mean_loss(head: Head, samples: Samples, phase: Phase) -> float:
     indices = torch.arange(len(samples), device=samples.features.device)
     for some in torch.split(indices, SAMPLES_AT_ONCE):
         batch = samples.batch(some)
-        total += float(phase.loss(head(batch.features).coordinates, batch)) * len(batch)
+        total += float(phase.loss(Prediction(head.output_for(batch).coordinates), batch)) * len(batch)
     return total / len(samples)

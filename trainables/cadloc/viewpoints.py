@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count, product
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from cadloc.cad import CadModel
 from cadloc.contract import Fault, InputError
 from cadloc.datasets.ace_layout import Split
 from cadloc.geometry import Array, cell_pixels, look_at, pinhole, rotation_error_deg, unproject
+from cadloc.placements import azimuths_deg, direction, elevations_deg, in_sector, in_unit_ball, places, surface_points
 from cadloc.raycasting import RayCaster, fibonacci_sphere
 from cadloc.views_config import ImageConfig, ViewpointsConfig, ViewsConfig
 
@@ -27,12 +28,13 @@ _PROBES = fibonacci_sphere(162)
 _STEP_M = 1.5
 _TRIES_IN_A_ROW = 1000
 _TARGETS = 16
-_GOLDEN_RATIO = (np.sqrt(5) - 1) / 2
+_OUTSKIRTS = 0.1
 
 UNDER_A_ROOF = "stand inside or under or on top of the model or below its ground"
 TOO_CLOSE = "have a surface within the clearance"
 NOTHING_VISIBLE = "see none of the surface points they could look at"
 TOO_LITTLE = "see too little of the building"
+OUTSIDE_SECTOR = "stand outside the sector azimuth_deg"
 DUPLICATE = "repeat a viewpoint of another split"
 
 
@@ -196,24 +198,24 @@ def _orbit_candidates(site: Site, views: ViewsConfig, rng: np.random.Generator) 
     """
     config = views.viewpoints
     rings = list(product(config.orbit.elevations_deg, config.orbit.distances, config.fields_of_view_deg))
-    azimuths_deg = _azimuths_deg(config, rng)
+    azimuths = azimuths_deg(*config.azimuth_deg, rng)
     while True:
         for elevation_deg, multiple, view_deg in [rings[index] for index in rng.permutation(len(rings))]:
             intrinsics = pinhole(views.image.width_px, views.image.height_px, view_deg)
             distance_m = multiple * fitting_distance_m(site.radius_m, intrinsics, views.image)
-            eye = site.middle + distance_m * _direction(next(azimuths_deg), elevation_deg)
-            target = site.middle + config.orbit.target_spread * site.radius_m * _in_unit_ball(rng)
+            eye = site.middle + distance_m * direction(next(azimuths), elevation_deg)
+            target = site.middle + config.orbit.target_spread * site.radius_m * in_unit_ball(rng)
             yield look_at(eye, target, roll_deg=config.roll_deg * rng.standard_normal()), intrinsics
 
 
 def _ground_candidates(site: Site, views: ViewsConfig, rng: np.random.Generator) -> Iterator[tuple[Array, Array] | str]:
     config = views.viewpoints
-    targets = _surface_points(site, rng)
-    for azimuth_deg in _azimuths_deg(config, rng):
-        intrinsics = pinhole(views.image.width_px, views.image.height_px, rng.choice(config.fields_of_view_deg))
-        multiple = np.exp(rng.uniform(*np.log(config.ground.distances)))
-        distance_m = multiple * fitting_distance_m(site.radius_m, intrinsics, views.image)
-        eye = site.middle + distance_m * _direction(azimuth_deg, 0.0)
+    targets = surface_points(site.model.mesh, site.building, rng)
+    for place in (_in_ring if config.ground.distances else _among_buildings)(site, views, rng):
+        if isinstance(place, str):
+            yield place
+            continue
+        eye, intrinsics, distance_m = place
         soil_m = _standing_z_m(site, eye)
         if soil_m is None:
             yield UNDER_A_ROOF
@@ -221,13 +223,44 @@ def _ground_candidates(site: Site, views: ViewsConfig, rng: np.random.Generator)
         low, spread = config.ground.eye_height_m, config.ground.eye_height_spread_m
         eye[2] = soil_m + max(low + spread * rng.standard_normal(), 0.5 * low)
         points = targets[rng.integers(len(targets), size=_TARGETS)]
-        points = points[np.abs(_elevations_deg(points - eye)) <= config.ground.max_pitch_deg]
+        points = points[np.abs(elevations_deg(points - eye)) <= config.ground.max_pitch_deg]
         visible = points[site.sees(eye, points)]
         if not len(visible):
             yield NOTHING_VISIBLE
             continue
+        distance_m = float(np.linalg.norm(visible[0] - eye)) if distance_m is None else distance_m
         aim = visible[0] + np.tan(np.deg2rad(config.ground.aim_spread_deg)) * distance_m * rng.standard_normal(3)
         yield look_at(eye, aim, roll_deg=config.roll_deg * rng.standard_normal()), intrinsics
+
+
+def _in_ring(site: Site, views: ViewsConfig, rng: np.random.Generator) -> Iterator[tuple[Array, Array, float]]:
+    """Eyes, not yet at their height, about the model's middle; their intrinsics and distances."""
+    config = views.viewpoints
+    assert config.ground.distances is not None
+    for azimuth_deg in azimuths_deg(*config.azimuth_deg, rng):
+        intrinsics = _drawn_intrinsics(views, rng)
+        multiple = np.exp(rng.uniform(*np.log(config.ground.distances)))
+        distance_m = multiple * fitting_distance_m(site.radius_m, intrinsics, views.image)
+        yield site.middle + distance_m * direction(azimuth_deg, 0.0), intrinsics, distance_m
+
+
+def _among_buildings(
+    site: Site, views: ViewsConfig, rng: np.random.Generator
+) -> Iterator[tuple[Array, Array, None] | str]:
+    """Eyes, not yet at their height, in the model's rectangle and its outskirts, and their intrinsics."""
+    margin_m = _OUTSKIRTS * site.radius_m
+    for x_m, y_m in places(site.box[0, :2] - margin_m, site.box[1, :2] + margin_m, rng):
+        eye = np.array([x_m, y_m, site.middle[2]])
+        azimuth_deg = float(np.rad2deg(np.arctan2(*(eye - site.middle)[1::-1])))
+        if in_sector(azimuth_deg, *views.viewpoints.azimuth_deg):
+            yield eye, _drawn_intrinsics(views, rng), None
+        else:
+            yield OUTSIDE_SECTOR
+
+
+def _drawn_intrinsics(views: ViewsConfig, rng: np.random.Generator) -> Array:
+    view_deg = rng.choice(views.viewpoints.fields_of_view_deg)
+    return pinhole(views.image.width_px, views.image.height_px, view_deg)
 
 
 def _standing_z_m(site: Site, place: Array) -> float | None:
@@ -242,37 +275,6 @@ def fitting_distance_m(radius_m: float, intrinsics: Array, image: ImageConfig) -
     """Distance from which a sphere just fills the smaller field of view."""
     half_angle = np.arctan(min(image.width_px / intrinsics[0, 0], image.height_px / intrinsics[1, 1]) / 2)
     return float(radius_m / np.sin(half_angle))
-
-
-def _azimuths_deg(config: ViewpointsConfig, rng: np.random.Generator) -> Iterator[float]:
-    low, high = config.azimuth_deg
-    start = rng.uniform()
-    return (low + (start + index * _GOLDEN_RATIO) % 1.0 * (high - low) for index in count())
-
-
-def _elevations_deg(directions: Array) -> Array:
-    return np.asarray(np.rad2deg(np.arctan2(directions[:, 2], np.linalg.norm(directions[:, :2], axis=1))))
-
-
-def _direction(azimuth_deg: float, elevation_deg: float) -> Array:
-    azimuth, elevation = np.deg2rad([azimuth_deg, elevation_deg])
-    return np.array([np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)])
-
-
-def _in_unit_ball(rng: np.random.Generator) -> Array:
-    direction = rng.standard_normal(3)
-    return np.asarray(direction / np.linalg.norm(direction) * np.cbrt(rng.uniform()))
-
-
-def _surface_points(site: Site, rng: np.random.Generator, number: int = 4096) -> Array:
-    """Points (number, 3) on the building, evenly over its area."""
-    triangles = np.asarray(site.model.mesh.triangles)[site.building]
-    areas = site.model.mesh.area_faces[site.building]
-    chosen = triangles[rng.choice(len(triangles), size=number, p=areas / areas.sum())]
-    u, v = rng.uniform(size=(2, number, 1))
-    # Osada et al. 2002, section 3.2: the square root makes the points even over the triangle.
-    u = np.sqrt(u)
-    return np.asarray((1 - u) * chosen[:, 0] + u * (1 - v) * chosen[:, 1] + u * v * chosen[:, 2])
 
 
 def _duplicate_test(others: Sequence[Viewpoint], config: ViewpointsConfig) -> Callable[[Array], bool]:

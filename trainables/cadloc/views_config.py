@@ -43,8 +43,10 @@ class GroundConfig(Settings):
 
     eye_height_m: Positive = 1.6
     eye_height_spread_m: NonNegative = 0.3
-    distances: Annotated[tuple[Positive, Positive], Ascending] = (0.25, 0.7)
-    """Range of distances to the building's middle, in the multiples of `OrbitConfig.distances`, drawn log-uniformly."""
+    distances: Annotated[tuple[Positive, Positive], Ascending] | None = (0.25, 0.7)
+    """Range of distances to the building's middle, in the multiples of `OrbitConfig.distances`, drawn log-uniformly.
+    None: evenly over the rectangle that the model's buildings fill and a tenth of its radius around it, for people
+    in the streets and squares between many buildings."""
     aim_spread_deg: Annotated[float, Field(ge=0, le=45)] = 2.0
     """Standard deviation of the aim about the surface point looked at."""
     max_pitch_deg: Annotated[float, Field(gt=0, le=90)] = 40.0

@@ -149,7 +149,7 @@ def train_worker(given: dict[str, Any]) -> dict[str, Json] | CadlocError:
     from ray.train.torch import get_device
 
     from cadloc.pretraining import Site, pretrain
-    from cadloc.pretraining_workers import Workers
+    from cadloc.workers import Workers
 
     job: TrainingJob = given["job"]
     workers = Workers.joined()

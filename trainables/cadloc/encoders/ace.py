@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -101,6 +102,10 @@ def save_ace(encoder: AceFeatures, path: Path, card: Mapping[str, Json]) -> None
     path.with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
+# What PyTorch's reader of pickles lets through, found by feeding it mutated files.
+_BROKEN = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AssertionError, struct.error)
+
+
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Tensors by name of a file made by `torch.save`, read without running any code it may carry.
 
@@ -114,7 +119,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise fault(path, "a pickle with code or foreign objects", allowed, "save only its state_dict()") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except _BROKEN as error:
         raise fault(path, f"an unreadable file ({type(error).__name__})", allowed) from error
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise fault(path, f"a {type(content).__name__}, not only tensors by name", allowed)

@@ -8,16 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cadloc.config import AceHead, AnchorHead, HeadConfig, ReprojectionLoss
 from cadloc.contract import DivergenceError
 from cadloc.finetuning.cells import CellBatch
 from cadloc.finetuning.settings import TuningHead
+from cadloc.head_config import AceHead, AnchorHead, HeadConfig
 from cadloc.heads import build
-from cadloc.losses import phase_at
+from cadloc.loss_config import ReprojectionLoss
 from cadloc.losses.coordinate import CoordinatePhase
 from cadloc.losses.phase import Phase
-from cadloc.samples import Batch, Samples, Shuffled
+from cadloc.losses.reprojection import ReprojectionPhase
+from cadloc.samples import Batch, Samples
 from cadloc.schedules import one_cycle
+from cadloc.shuffling import Shuffled
 
 FeaturedCells = Callable[[], tuple[CellBatch, Tensor]]
 """Draws cells and their features (M · n, C) under the original encoder, others at every call."""
@@ -55,13 +57,13 @@ class LearningHead(nn.Module):
     def objective(self, batch: Batch, phase: Phase) -> Tensor:
         """The phase's loss as a length in the head's own measure, and the head's own loss."""
         output = self.head.training_output(batch, phase.evidence)
-        per_unit = phase.metres_per_unit(float(self.metres_per_pixel)) / self.head.length_m
-        return phase.loss(output.coordinates, batch) * per_unit + output.own_loss
+        per_unit = self.head.objective_per_unit(phase.unit, float(self.metres_per_pixel))
+        return phase.loss(output.prediction, batch) * per_unit + output.own_loss
 
 
 def phase_of(loss: str, progress: float) -> Phase:
     """The loss `coordinate` or `reprojection` at `progress` in [0, 1] of the run."""
-    return CoordinatePhase() if loss == "coordinate" else phase_at(ReprojectionLoss(), progress)
+    return CoordinatePhase() if loss == "coordinate" else ReprojectionPhase(ReprojectionLoss(), progress)
 
 
 def gathered(featured: FeaturedCells, count: int) -> Samples:

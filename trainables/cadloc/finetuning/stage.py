@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
-from cadloc.catalog import TUNING_MEASURES
 from cadloc.config import EncoderConfig
 from cadloc.contract import Fault, InputError, Json
 from cadloc.datasets.ace_layout import Dataset, Split
@@ -26,6 +25,7 @@ from cadloc.finetuning.measures import evenly_spread
 from cadloc.finetuning.pairs import SyntheticViews, paired_views
 from cadloc.finetuning.settings import FinetuningConfig
 from cadloc.finetuning.tuning import CHECKPOINT, TunedEncoder, tune
+from cadloc.metric_names import TUNING_MEASURES
 
 MOST_READERS = 12
 """Threads that draw steps ahead of a GPU, which would wait for one."""
@@ -61,7 +61,7 @@ def finish(config: Mapping[str, Json], inputs: Mapping[str, Path], directory: Pa
 
 def tuning_measures(directory: Path) -> dict[str, float]:
     """What tuning did to the encoder of a finished stage: `tuning/before/NAME` and `tuning/after/NAME`, for those of
-    `cadloc.catalog.TUNING_MEASURES` that exist."""
+    `cadloc.metric_names.TUNING_MEASURES` that exist."""
     card = json.loads((directory / CARD).read_text(encoding="utf-8"))
     found = {
         f"tuning/{when}/{name}": card[when].get(f"validation/{name}")

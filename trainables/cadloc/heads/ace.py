@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from cadloc.config import AceHead
+from cadloc.head_config import AceHead
 from cadloc.heads.head import Head, HeadOutput, TrainingOutput
+from cadloc.heads.perceptron import DeviationReadOut, Perceptron, mean_camera_centre, offsets
 from cadloc.losses.phase import Evidence
 from cadloc.samples import Batch, Samples
-
-LARGEST_SCALE = 4.0
-SMALLEST_SCALE = 0.01
-"""The homogeneous read-out multiplies what the last layer says by 0.01 to 4 (ACE, supplement)."""
 
 
 class AcePerceptron(Head):
@@ -26,49 +21,30 @@ class AcePerceptron(Head):
 
     centre: Tensor
 
-    def __init__(self, config: AceHead, dimensions: int) -> None:
+    def __init__(self, config: AceHead, dimensions: int, deviation: bool = False) -> None:
         super().__init__()
         self.dimensions = dimensions
-        width = config.width
-        self.skip = nn.Identity() if dimensions == width else nn.Linear(dimensions, width)
-        self.first = _triple(dimensions, width)
-        self.blocks = nn.ModuleList(_triple(width, width) for _ in range(config.blocks))
-        self.last = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
-        self.read_out = nn.Linear(width, 4 if config.homogeneous else 3)
+        self.trunk = Perceptron(dimensions, config.width, config.width, config.blocks)
+        self.read_out = nn.Linear(config.width, 4 if config.homogeneous else 3)
+        self.deviation = DeviationReadOut(config.width) if deviation else None
         self.register_buffer("centre", torch.zeros(3))
         self.register_buffer("length_m", torch.ones(()))
 
-    def forward(self, features: Tensor) -> HeadOutput:
+    def forward(self, features: Tensor, global_features: Tensor | None = None) -> HeadOutput:
         """Coordinates (B, 3) of features (B, C)."""
-        x = self.skip(features) + self.first(features)
-        for block in self.blocks:
-            x = x + block(x)
-        hidden = self.last(x)
+        hidden = self.trunk(features)
         with torch.autocast(hidden.device.type, enabled=False):
-            raw = self.read_out(hidden.float())
-            return HeadOutput(dehomogenised(raw) + self.centre if raw.shape[1] == 4 else raw + self.centre)
+            hidden = hidden.float()
+            deviation_m = None if self.deviation is None else self.deviation(hidden)
+            return HeadOutput(offsets(self.read_out(hidden)) + self.centre, deviation_m=deviation_m)
 
     def training_output(self, batch: Batch, evidence: Evidence) -> TrainingOutput:
         """The loss is all that supervises this head."""
-        coordinates = self(batch.features).coordinates
-        return TrainingOutput(coordinates, coordinates.new_zeros(()))
+        output = self(batch.features)
+        return TrainingOutput(output.coordinates, output.coordinates.new_zeros(()), output.deviation_m)
 
-    def fit(self, samples: Samples, seed: int) -> None:
+    def fit(self, samples: Samples, seed: int, evidence: Evidence = "rays") -> None:
         """Takes the mean of the mapping views' camera centres as origin."""
-        rotation, translation = samples.cam_from_cad[:, :3, :3], samples.cam_from_cad[:, :3, 3]
-        self.centre.copy_(-torch.einsum("vji,vj->vi", rotation, translation).double().mean(dim=0))
-
-
-def dehomogenised(raw: Tensor) -> Tensor:
-    """(B, 3) of homogeneous (B, 4): xyz / h, h = min(softplus(w) + 1/4, 100), so shaped that w = 0 gives h = 1."""
-    smallest_h = 1 / LARGEST_SCALE
-    beta = math.log(2) / (1 - smallest_h)
-    h = nn.functional.softplus(raw[:, 3:], beta=beta) + smallest_h
-    return raw[:, :3] / h.clamp(max=1 / SMALLEST_SCALE)
-
-
-def _triple(inputs: int, width: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for size in (inputs, width, width):
-        layers += [nn.Linear(size, width), nn.ReLU()]
-    return nn.Sequential(*layers)
+        self.centre.copy_(mean_camera_centre(samples))
+        if self.deviation is not None:
+            self.deviation.fit(samples)

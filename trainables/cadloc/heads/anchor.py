@@ -12,9 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cadloc.config import AnchorHead
-from cadloc.heads.anchors import log_likelihood_of_points, log_likelihood_of_rays, place_anchors, spacing_m
+from cadloc.head_config import AnchorHead
+from cadloc.heads.anchors import (
+    area_uniform,
+    log_likelihood_of_points,
+    log_likelihood_of_rays,
+    place_anchors,
+    spacing_m,
+)
 from cadloc.heads.head import Head, HeadOutput, TrainingOutput
+from cadloc.heads.perceptron import DeviationReadOut
 from cadloc.heads.prototypes import Discriminant, discriminant
 from cadloc.losses.phase import Evidence
 from cadloc.samples import Batch, Samples
@@ -43,25 +50,27 @@ class AnchorClassifier(Head):
     centre: Tensor
     anchors: Tensor
 
-    def __init__(self, config: AnchorHead, dimensions: int) -> None:
+    def __init__(self, config: AnchorHead, dimensions: int, deviation: bool = False) -> None:
         super().__init__()
         self.dimensions = dimensions
         self.classification = config.classification
+        self._anchors_of, self._evidence = config.anchors_of, config.evidence
         directions = min(dimensions, MOST_DIRECTIONS)
         self.whitening = nn.Linear(dimensions, directions)
         self.blocks = nn.ModuleList(_block(directions, config.width) for _ in range(config.blocks))
         self.scores = nn.Linear(directions, config.anchors)
         self.code = nn.Linear(directions, CODE)
         self.offsets = nn.Parameter(torch.zeros(config.anchors, 3, CODE))
+        self.deviation = DeviationReadOut(directions) if deviation else None
         self.register_buffer("centre", torch.zeros(3))
         self.register_buffer("anchors", torch.zeros(config.anchors, 3))
         self.register_buffer("length_m", torch.ones(()))
 
-    def forward(self, features: Tensor) -> HeadOutput:
+    def forward(self, features: Tensor, global_features: Tensor | None = None) -> HeadOutput:
         """Coordinates (B, 3) about the best-scored anchor of features (B, C), and all scores (B, K)."""
         hidden = self._hidden(features)
         logits = self.scores(hidden)
-        return HeadOutput(self._coordinates(hidden, logits.argmax(dim=1)), logits)
+        return HeadOutput(self._coordinates(hidden, logits.argmax(dim=1)), logits, self._deviation_m(hidden))
 
     def training_output(self, batch: Batch, evidence: Evidence) -> TrainingOutput:
         """Coordinates about the anchor that scores and evidence together find likeliest, and the cross-entropy.
@@ -72,26 +81,38 @@ class AnchorClassifier(Head):
         """
         hidden = self._hidden(batch.features)
         logits = self.scores(hidden).float()
+        if self._evidence == "points":
+            evidence = "points"
         posterior = torch.softmax(self._log_likelihood(batch, evidence).add_(logits.detach()), dim=1)
         cross_entropy = nn.functional.cross_entropy(logits, posterior)
         chosen = posterior.argmax(dim=1)
-        return TrainingOutput(self._coordinates(hidden, chosen), self.classification * cross_entropy)
+        coordinates = self._coordinates(hidden, chosen)
+        return TrainingOutput(coordinates, self.classification * cross_entropy, self._deviation_m(hidden))
 
     @torch.no_grad()
-    def fit(self, samples: Samples, seed: int) -> None:
-        """Places the anchors by k-means of the samples' scene coordinates and starts the classifier from rays.
+    def fit(self, samples: Samples, seed: int, evidence: Evidence = "rays") -> None:
+        """Places the anchors by k-means of the samples' scene coordinates and starts the classifier.
 
-        The start needs poses only, so it is the same for every loss. Raises InputError when there are fewer
-        samples than anchors.
+        The classifier starts from the samples' points or, by expectation maximisation, from their rays. Raises
+        InputError when there are fewer samples than anchors.
         """
-        centres = place_anchors(samples.scene_coordinates.cpu().numpy(), len(self.anchors), seed)
+        points = samples.scene_coordinates[samples.known].cpu().numpy()
+        if self._anchors_of == "surface":
+            points = area_uniform(points, len(self.anchors))
+        centres = place_anchors(points, len(self.anchors), seed)
         self.centre.copy_(torch.from_numpy(centres.mean(axis=0)))
         self.anchors.copy_(torch.from_numpy(centres) - self.centre.double().cpu())
         self.length_m.fill_(spacing_m(centres))
         some = _some(samples, PROTOTYPE_SAMPLES, seed)
         shape = (len(self.anchors), self.whitening.out_features)
-        rays = discriminant(samples, some, *shape, lambda batch: self._log_likelihood(batch, "rays"))
-        self._start_from(discriminant(samples, some, *shape, lambda batch: self._informed(rays, batch)))
+        if "points" in (evidence, self._evidence):
+            start = discriminant(samples, some, *shape, lambda batch: self._log_likelihood(batch, "points"))
+        else:
+            rays = discriminant(samples, some, *shape, lambda batch: self._log_likelihood(batch, "rays"))
+            start = discriminant(samples, some, *shape, lambda batch: self._informed(rays, batch))
+        self._start_from(start)
+        if self.deviation is not None:
+            self.deviation.fit(samples)
 
     def _hidden(self, features: Tensor) -> Tensor:
         hidden: Tensor = self.whitening(features)
@@ -110,9 +131,20 @@ class AnchorClassifier(Head):
         """(B, K), in float32 whatever the network computes in: squared metres do not fit less."""
         deviation_m = DEVIATION * self.length_m
         with torch.autocast(self.anchors.device.type, enabled=False):
-            if evidence == "points":
-                return log_likelihood_of_points(self.anchors, batch.scene_coordinates - self.centre, deviation_m)
-            return log_likelihood_of_rays(self.anchors, batch, self.centre, deviation_m)
+            if evidence == "rays":
+                return log_likelihood_of_rays(self.anchors, batch, self.centre, deviation_m)
+            of_points = log_likelihood_of_points(self.anchors, batch.targets - self.centre, deviation_m)
+            if batch.complete:
+                return of_points
+            of_rays = log_likelihood_of_rays(self.anchors, batch, self.centre, deviation_m)
+            return torch.where(batch.known[:, None], of_points, of_rays)
+
+    def _deviation_m(self, hidden: Tensor) -> Tensor | None:
+        if self.deviation is None:
+            return None
+        with torch.autocast(hidden.device.type, enabled=False):
+            deviation_m: Tensor = self.deviation(hidden.float())
+            return deviation_m
 
     def _informed(self, rays: Discriminant, batch: Batch) -> Tensor:
         """Of the anchors along a ray, those come first whose prototypes the feature resembles."""
@@ -134,7 +166,7 @@ def _block(dimensions: int, width: int) -> nn.Sequential:
 
 
 def _some(samples: Samples, count: int, seed: int) -> Tensor:
-    """Indices of `count` samples (all, if there are fewer), in the order of the buffer."""
+    """Indices of `count` samples with a known point (all, if there are fewer), in the order of the buffer."""
     generator = np.random.default_rng([seed, 1])
-    chosen = generator.choice(len(samples), min(count, len(samples)), replace=False)
-    return torch.from_numpy(np.sort(chosen)).to(samples.features.device)
+    chosen = generator.choice(len(samples.known), min(count, len(samples.known)), replace=False)
+    return samples.known[torch.from_numpy(np.sort(chosen)).to(samples.features.device)]

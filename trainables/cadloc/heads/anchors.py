@@ -17,17 +17,22 @@ ROUNDS = 8
 """k-means: on at most this many points per anchor, for so many rounds; more moves anchors by less than a tenth
 of their spacing."""
 
+HALVINGS = 10
+"""From an eighth of the scene to less than a thousandth of that."""
+
 BEHIND = -1e4
 """Log-likelihood of an anchor behind the camera."""
 
 NEAREST_M = 0.1
 
 
-def place_anchors(points: NDArray[np.float32], count: int, seed: int) -> NDArray[np.float64]:
-    """k-means centres (count, 3) of points (N, 3); raises InputError when there are fewer points than anchors."""
+def place_anchors(
+    points: NDArray[np.floating], count: int, seed: int, key: str = "head.anchors"
+) -> NDArray[np.float64]:
+    """k-means centres (count, 3) of points (N, 3); raises InputError, naming `key`, when there are fewer points."""
     if len(points) < count:
-        allowed = f"at most the {len(points)} samples of the buffer"
-        raise InputError(Fault("configuration", "head.anchors", str(count), allowed))
+        allowed = f"at most the {len(points)} points there are to cluster"
+        raise InputError(Fault("configuration", key, str(count), allowed))
     generator = np.random.default_rng(seed)
     some = max(count, min(len(points), MOST_POINTS, POINTS_PER_ANCHOR * count))
     chosen = points[generator.choice(len(points), some, replace=False)].astype(np.float64)
@@ -38,6 +43,23 @@ def place_anchors(points: NDArray[np.float32], count: int, seed: int) -> NDArray
         sums = np.stack([np.bincount(nearest, chosen[:, axis], count) for axis in range(3)], axis=1)
         centres = np.where(members > 0, sums / np.maximum(members, 1), centres)
     return centres
+
+
+def area_uniform(points: NDArray[np.floating], count: int) -> NDArray[np.floating]:
+    """Those of points (N, 3) on a surface that are left when it is thinned evenly: one per voxel.
+
+    Voxels are halved until they leave enough for `count` clusters, or every distinct point its own.
+    """
+    if not len(points):
+        return points
+    lowest = points.min(axis=0)
+    size_m = float(np.ptp(points, axis=0).max()) / 8 or 1.0
+    for _ in range(HALVINGS):
+        _, first = np.unique(((points - lowest) / size_m).astype(np.int64), axis=0, return_index=True)
+        if len(first) >= POINTS_PER_ANCHOR * count:
+            break
+        size_m /= 2
+    return points[np.sort(first)]
 
 
 def spacing_m(anchors: NDArray[np.float64]) -> float:

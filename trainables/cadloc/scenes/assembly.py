@@ -31,6 +31,11 @@ class Site:
         placed: Floats = bent @ turn + np.asarray(self.at_m)
         return placed
 
+    def within(self, block: Site) -> Site:
+        """This site, given in the frame of a straight one, in the scene's frame."""
+        x, y, z = block.place(np.asarray(self.at_m)).tolist()
+        return Site((x, y, z), block.turn_deg + self.turn_deg, self.bend_m)
+
     def raised(self, height_m: float) -> Site:
         """The same site, straight, `height_m` higher."""
         x, y, z = self.at_m
@@ -61,6 +66,12 @@ class Placed:
 
     surfaces: tuple[Surface, ...]
     loose: bool
+
+    def at(self, site: Site, renamed: Mapping[str, str] | None = None) -> Placed:
+        """The part and its texture carried to a site, of other materials where `renamed` names them."""
+        names = renamed or {}
+        placed = [Surface(names.get(s.material, s.material), site.place(s.triangles_m), s.uv_m) for s in self.surfaces]
+        return Placed(tuple(placed), self.loose)
 
 
 @dataclass(frozen=True)

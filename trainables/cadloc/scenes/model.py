@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cadloc.scenes.assembly import Assembly, Site
+from cadloc.scenes.surroundings import Rectangle
 from cadloc.scenes.textures import Finish
 
 
@@ -20,11 +21,18 @@ class Wall:
 
 @dataclass(frozen=True)
 class SceneModel:
-    """A building with its plaza; `clear_m` (width, depth) is the rectangle around the origin that it fills."""
+    """A building with its plaza; `clear_m` (width, depth) is the rectangle around the origin that it fills.
+
+    `footprints` are those of buildings elsewhere. Photographs show scaffolds before the first `scaffolds` walls and
+    `additions` more props.
+    """
 
     assembly: Assembly
     finishes: Mapping[str, Finish]
     walls: tuple[Wall, ...]
     clear_m: tuple[float, float]
-    reach_m: float
+    reach_m: float | tuple[float, float]
     seed: int
+    footprints: tuple[Rectangle, ...] = ()
+    scaffolds: int = 1
+    additions: int = 14

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,6 +13,21 @@ from cadloc.scenes.sculpture import figure
 from cadloc.scenes.solids import Floats, Part, beam, box, ellipsoid, moved, quads, surface, turned
 
 Prop = Callable[[np.random.Generator], Part]
+
+
+@dataclass(frozen=True)
+class Rectangle:
+    """A rectangle on the ground along the axes, in metres."""
+
+    west_m: float
+    south_m: float
+    east_m: float
+    north_m: float
+
+    def holds(self, x_m: float, y_m: float, margin_m: float = 0.0) -> bool:
+        """Whether a place lies in the rectangle or within `margin_m` of it."""
+        beside, behind = max(self.west_m - x_m, x_m - self.east_m), max(self.south_m - y_m, y_m - self.north_m)
+        return max(beside, behind) < margin_m
 
 
 def ground(assembly: Assembly, size_m: float, rng: np.random.Generator, *, fields: int = 5) -> None:
@@ -188,16 +204,21 @@ def scatter(
     *,
     count: int,
     clear_m: tuple[float, float],
-    reach_m: float,
+    reach_m: float | tuple[float, float],
     loose: bool = True,
+    footprints: Sequence[Rectangle] = (),
 ) -> None:
-    """Stand `count` props on the plaza, outside the rectangle `clear_m` (width, depth) and within `reach_m`."""
+    """Stand `count` props on the plaza, outside the rectangle `clear_m` (width, depth) and within `reach_m`
+    of its middle along x and y. None stands within 1.5 m of a footprint either.
+    """
     placed = 0
     for _ in range(20 * count):
         if placed == count:
             return
-        x, y = rng.uniform(-reach_m, reach_m, 2)
+        x, y = rng.uniform(np.negative(reach_m), reach_m, 2)
         if abs(x) < clear_m[0] / 2 + 1.5 and abs(y) < clear_m[1] / 2 + 1.5:
+            continue
+        if any(footprint.holds(float(x), float(y), 1.5) for footprint in footprints):
             continue
         site = Site((float(x), float(y), 0.0), float(rng.uniform(0, 360)))
         assembly.add(PROPS[placed % len(PROPS)](rng), site, loose=loose)

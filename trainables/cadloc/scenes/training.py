@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import trimesh
@@ -11,6 +11,7 @@ from cadloc.scenes.architecture import column, entablature, parapet, pediment, q
 from cadloc.scenes.assembly import Assembly, Site, face_of, textured_meshes
 from cadloc.scenes.decals import decal
 from cadloc.scenes.facades import Storey, facade
+from cadloc.scenes.model import Wall
 from cadloc.scenes.openings import Arch, Hood, Opening, WindowStyle, window
 from cadloc.scenes.palette import random_finishes, skins
 from cadloc.scenes.roofs import dome, gable_roof, hip_roof, spire
@@ -45,31 +46,54 @@ def training_assembly(seed: int) -> Assembly:
     rng = np.random.default_rng([seed, 1])
     assembly = Assembly(rng)
     ground(assembly, 90.0, rng, fields=4)
-    size = (float(rng.uniform(14, 26)), float(rng.uniform(10, 18)))
-    form = float(rng.random())
-    if form < 0.16:
-        _temple(assembly, size, rng)
-    elif form < 0.32:
-        size = _round_hall(assembly, rng)
-    else:
-        style = _style(rng)
-        height = _block(assembly, Site(), size, [_storey(style, rng) for _ in range(int(rng.integers(2, 5)))], rng)
-        _crown(assembly, size, height, rng)
-    for side in rng.permutation(4)[: int(rng.integers(1, 4))]:
-        _annexe(assembly, int(side), size, rng)
-    scatter(assembly, rng, count=int(rng.integers(8, 16)), clear_m=(size[0] + 22, size[1] + 22), reach_m=32.0)
+    width, depth = random_building(assembly, rng).size_m
+    scatter(assembly, rng, count=int(rng.integers(8, 16)), clear_m=(width + 22, depth + 22), reach_m=32.0)
     return assembly
 
 
-def _temple(assembly: Assembly, size_m: tuple[float, float], rng: np.random.Generator) -> None:
-    """A hall with columns along its front and back under one saddle roof."""
+@dataclass(frozen=True)
+class Body:
+    """A building's main part: the rectangle it fills about the origin (width, depth), and its walls without annexes."""
+
+    size_m: tuple[float, float]
+    walls: tuple[Wall, ...]
+
+
+def random_building(assembly: Assembly, rng: np.random.Generator, stretch: float = 1.0) -> Body:
+    """Add a random building about the origin, without ground; `stretch` makes it longer along x, with more bays."""
+    size = (stretch * float(rng.uniform(14, 26)), float(rng.uniform(10, 18)))
+    form = float(rng.random())
+    if form < 0.16:
+        walls = _temple(assembly, size, rng, stretch)
+    elif form < 0.32:
+        size, walls = _round_hall(assembly, rng), {}
+    else:
+        style = _style(rng)
+        storeys = [_storey(style, rng) for _ in range(int(rng.integers(2, 5)))]
+        height = _block(assembly, Site(), size, [replace(s, bays=round(stretch * s.bays)) for s in storeys], rng)
+        _crown(assembly, size, height, rng)
+        walls = {side: _wall(side, size, height) for side in range(4)}
+    sides = [int(side) for side in rng.permutation(4)[: int(rng.integers(1, 4))]]
+    for side in sides:
+        _annexe(assembly, side, size, rng)
+    return Body(size, tuple(wall for side, wall in walls.items() if side not in sides))
+
+
+def _wall(side: int, size_m: tuple[float, float], height_m: float) -> Wall:
+    return Wall(face_of(Site(), 90.0 * side, size_m[1 - side % 2] / 2), size_m[side % 2], height_m)
+
+
+def _temple(
+    assembly: Assembly, size_m: tuple[float, float], rng: np.random.Generator, stretch: float
+) -> dict[int, Wall]:
+    """A hall with columns along its front and back under one saddle roof; returns the walls at its sides."""
     width, depth = size_m
     steps, shaft, hall = int(rng.integers(2, 7)), float(rng.uniform(6, 9)), depth - 6.0
     assembly.put("paving", box((width, depth, 0.17 * steps)))
     _block(
         assembly, Site((0.0, 0.0, 0.0)), (width - 3.0, hall), [Storey(0.17 * steps + shaft, 4, arch=_arch(rng))], rng
     )
-    count = int(rng.integers(4, 9))
+    count = round(stretch * int(rng.integers(4, 9)))
     for turn in (0.0, 180.0):
         face = face_of(Site(), turn, depth / 2)
         assembly.add(stairs(width, steps), face)
@@ -81,6 +105,7 @@ def _temple(assembly: Assembly, size_m: tuple[float, float], rng: np.random.Gene
             assembly.add(entablature(length, 0.5, 1.8, rng), face_of(top, side, reach / 2))
     assembly.put("wall", box((width - 1.0, depth - 1.0, 1.7)), top)
     assembly.add(gable_roof(width, depth, float(rng.uniform(0.2, 0.45)) * depth), top.raised(1.8))
+    return {side: _wall(side, (width - 3.0, hall), shaft) for side in (1, 3)}
 
 
 def _round_hall(assembly: Assembly, rng: np.random.Generator) -> tuple[float, float]:

@@ -7,7 +7,8 @@ Amounts, chosen so that a photograph can be recognized by a careful observer but
 * glass, posters and graffiti are other ones; reliefs, inscriptions and murals stay;
 * geometry: fixed parts (walls, columns, roofs, windows, floors) are shifted by N(0, 1 cm) along x and y; of the
   loose ones (shutters, lamps, statues, plants ...) 15 % are gone, 35 % moved by 5-30 cm and turned by up to 4 degrees;
-* added: a scaffold before one wall, banners, graffiti and signs on two; trees, lamps, kiosks, benches on the plaza.
+* added: a scaffold before one wall (three on the campus), banners, graffiti and signs on two (the campus: on one of
+  every building with flat walls); trees, lamps, kiosks, benches on the plaza.
 """
 
 from __future__ import annotations
@@ -90,11 +91,18 @@ def _moved(part: Placed, turn: Floats, shift_m: Floats) -> Placed:
 
 
 def _additions(later: Assembly, model: SceneModel, rng: np.random.Generator) -> None:
-    scaffolded = model.walls[0]
-    later.add(_scaffold(0.6 * scaffolded.width_m, 0.8 * scaffolded.height_m, rng), scaffolded.site)
+    for wall in model.walls[: model.scaffolds]:
+        later.add(_scaffold(0.6 * wall.width_m, 0.8 * wall.height_m, rng), wall.site)
     for wall in model.walls:
         later.add(_hangings(wall, rng), wall.site)
-    scatter(later, rng, count=14, clear_m=model.clear_m, reach_m=model.reach_m)
+    scatter(
+        later,
+        rng,
+        count=model.additions,
+        clear_m=model.clear_m,
+        reach_m=model.reach_m,
+        footprints=model.footprints,
+    )
 
 
 def _hangings(wall: Wall, rng: np.random.Generator) -> Part:

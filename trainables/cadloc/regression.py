@@ -1,0 +1,166 @@
+"""What all scene coordinate regression has in common: train a head on a buffer, then localize with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cadloc import constraints
+from cadloc.artifacts import map_size_mb, save_map
+from cadloc.buffer import Buffer
+from cadloc.catalog import test_sets, validation_domains
+from cadloc.config import TrialConfig
+from cadloc.contract import Progress, TrialContext
+from cadloc.datasets.ace_layout import Dataset
+from cadloc.evaluation import Evaluation, evaluate
+from cadloc.figures import draw_curves, draw_queries
+from cadloc.finetuning.stage import tuning_measures
+from cadloc.heads import build as build_head
+from cadloc.heads.head import Head
+from cadloc.loss_config import predicts_deviation
+from cadloc.losses import YARDSTICKS
+from cadloc.queries import Queries
+from cadloc.samples import Samples
+from cadloc.testing import keep_answers
+from cadloc.training import Training, mean_loss
+from cadloc.workers import Workers
+
+
+class Told(Protocol):
+    """What a head is told of whole images, beside the features of their cells; None where it is told nothing."""
+
+    def dimensions(self) -> int:
+        """Numbers G of an image's global feature."""
+        ...
+
+    def of_mapping(self, domain: str) -> NDArray[np.float32] | None:
+        """Global features (V, G) of a domain's mapping views."""
+        ...
+
+    def of_queries(self, name: str) -> NDArray[np.float32] | None:
+        """Own global features (V, G) of a query set, or of `validation/D`."""
+        ...
+
+    def candidates(self, name: str) -> NDArray[np.float32] | None:
+        """Global features (V, H, G) to read each query with, in turn; the guess with most inliers wins."""
+        ...
+
+    def keep(self, directory: Path) -> None:
+        """Leaves with a map in `directory` what it needs to be told of photographs."""
+        ...
+
+
+class NothingTold:
+    """Of heads that read cells alone."""
+
+    def dimensions(self) -> int:
+        """0."""
+        return 0
+
+    def of_mapping(self, domain: str) -> None:
+        """None."""
+
+    def of_queries(self, name: str) -> None:
+        """None."""
+
+    def candidates(self, name: str) -> None:
+        """None."""
+
+    def keep(self, directory: Path) -> None:
+        """Nothing."""
+
+
+def train_head(config: TrialConfig, context: TrialContext, told: Told) -> Iterator[Progress]:
+    """Trains the configured head on the buffer, then localizes every query set with it.
+
+    Yields the validation's metrics at every milestone and, at the end, the test's. Leaves map, poses, history
+    and figures in `context.directory`; started there again, it resumes from its last checkpoint. Several workers share
+    the steps of training, and worker 0 does all else: in the others nothing is yielded.
+    """
+    torch.set_num_threads(1)  # the same bits whoever runs it; more cores run more trials
+    training = _training(config, context, told)
+    training.start()
+    if context.worker > 0:
+        training.follow()
+        return
+    head = training.head
+
+    domains = validation_domains(config)
+    validations = {name: Queries.open(context.stages[f"queries/validation/{name}"]) for name in domains}
+    validation_samples = {
+        name: Samples.from_queries(queries, context.device, told.of_queries(f"validation/{name}"))
+        for name, queries in validations.items()
+    }
+    card = Dataset.open(context.stages["views/synthetic"]).card
+    diameter_m = float(card["building_diameter_m"])
+
+    def test(name: str, queries: Queries) -> Evaluation:
+        return evaluate(
+            head,
+            queries,
+            config.localization,
+            diameter_m=diameter_m,
+            seed=config.seed,
+            device=context.device,
+            candidates=told.candidates(name),
+        )
+
+    def validate(head: Head) -> Mapping[str, float]:
+        metrics: dict[str, float] = {}
+        for name, queries in validations.items():
+            known = validation_samples[name]  # none where validation photos see nothing of the model
+            losses = {f"loss_{phase.unit}": mean_loss(head, known, phase) for phase in YARDSTICKS if len(known)}
+            metrics |= _named(f"validation/{name}", {**losses, **test(f"validation/{name}", queries).metrics})
+        return metrics
+
+    for row in training.run(validate):
+        yield _progress(training, row)
+
+    head.eval()
+    size_px = (config.views.image.width_px, config.views.image.height_px)
+    told.keep(context.directory)
+    save_map(context.directory, head, config, size_px, np.array(card["origin_m"]), context.stages.get("encoder"))
+    metrics = tuning_measures(context.stages["encoder"]) if config.finetuning is not None else {}
+    metrics["map/size_mb"] = map_size_mb(context.directory)
+    for name in test_sets(config):
+        queries = Queries.open(context.stages[f"queries/{name}"])
+        evaluation = test(name, queries)
+        metrics |= _named(f"test/{name}", keep_answers(config, context, name, evaluation.answers(queries)))
+        draw_queries(context.directory / "figures" / f"queries_{name}.png", config, context.stages, name, evaluation)
+        metrics |= _named(f"test/{name}", evaluation.metrics)
+        metrics[f"time/{name}/localization_median_s"] = evaluation.localization_median_s
+    draw_curves(context.directory / "figures" / "curves.png", training.progression.history)
+    yield _progress(training, metrics, finished=True)
+
+
+def _training(config: TrialConfig, context: TrialContext, told: Told) -> Training:
+    """The configured head, and the samples that it is to be trained on."""
+    buffers = [Buffer.open(context.stages[f"buffer/{name}"]) for name in config.train_on]
+    known = (told.of_mapping(name) for name in config.train_on)
+    each = zip(buffers, known, strict=True)
+    samples = Samples.joined([Samples.from_buffer(buffer, context.device, about) for buffer, about in each])
+    head = build_head(
+        config.head,
+        samples.dimensions,
+        config.seed,
+        global_dimensions=told.dimensions(),
+        deviation=predicts_deviation(config.loss),
+    ).to(context.device)
+    limits = constraints.build(config.constraints, context.stages, samples)
+    return Training(head, samples, config, context.directory, limits, Workers(context.worker, context.workers))
+
+
+def _progress(training: Training, metrics: Mapping[str, float], finished: bool = False) -> Progress:
+    last = training.progression.history[-1]
+    kept = {name: value for name, value in last.items() if name.startswith(("train/", "time/"))}
+    named = {name: value for name, value in metrics.items() if name != "step"}
+    return Progress(training.progression.step, int(last["train/samples_seen"]), {**kept, **named}, finished)
+
+
+def _named(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    return {f"{prefix}/{name}": value for name, value in metrics.items()}
