@@ -19,7 +19,7 @@ _BUDGET_KEYS = ("trainable", "views", "encoder", "buffer", "head", "training")
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of work (not of waiting: several run at once) for what is still to be done.
+    """Seconds of work (not of waiting: several run at once; that of workers adds up) for what is still to be done.
 
     `trial_seconds` and `stage_seconds` cover what earlier trials of the same budget and stored stages of the same
     kind tell about; `unknown_trials` and `unknown_stages` count the rest.
@@ -45,7 +45,10 @@ def cost_of(plan: Plan, paths: SweepPaths, store: StageStore) -> Cost:
     return Cost(
         trials=len(pending),
         stages={kind: missing.count(kind) for kind in dict.fromkeys(missing)},
-        trial_seconds=sum(trial_times.get(budget, 0.0) for budget in budgets),
+        trial_seconds=sum(
+            trial_times.get(budget, 0.0) * trial.resources.workers
+            for trial, budget in zip(pending, budgets, strict=True)
+        ),
         stage_seconds=sum(stage_times.get(kind, 0.0) for kind in missing),
         unknown_trials=_absent(budgets, trial_times),
         unknown_stages=_absent(missing, stage_times),
@@ -64,7 +67,7 @@ def _trial_times(paths: SweepPaths) -> dict[str, float]:
 
 def _budget(trial: Trial) -> str:
     config: Mapping[str, Json] = trial.config.model_dump(mode="json")
-    return digest({key: config[key] for key in _BUDGET_KEYS})
+    return digest({key: config[key] for key in _BUDGET_KEYS} | {"workers": trial.resources.workers})
 
 
 def _medians(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:

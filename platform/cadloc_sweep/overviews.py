@@ -56,6 +56,9 @@ def plan_lines(plan: Plan, cost: Cost) -> Iterator[str]:
     uses = Counter({kind: sum(n for key, n in asked.items() if plan.specs[key].kind == kind) for kind in kinds})
     for kind, count in kinds.items():
         yield f"stage {kind}: {count} shared by {uses[kind]} uses, {cost.stages.get(kind, 0)} to build"
+    for workers, cpu, gpu in {(r.workers, r.cpu, r.gpu) for r in (trial.resources for trial in plan.trials)}:
+        if workers > 1:
+            yield f"{workers} workers share each trial: {workers * cpu:g} CPU and {workers * gpu:g} GPU in all"
     yield f"next run: {cost.trials} trials, {sum(cost.stages.values())} stages; {_cost_words(cost)}"
     for warning in plan.warnings:
         yield f"warning: {warning}"

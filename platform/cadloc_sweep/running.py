@@ -60,10 +60,15 @@ class Place:
             found, allowed = f"{', '.join(ignored)} as well", "the size of a local Ray only: a cluster has its own"
             raise InputError(Fault("--address", self.address, found, allowed))
 
-    def make_executor(self, stop: Stop = NoStop(), objective: Objective = Objective()) -> Executor:  # noqa: B008
+    def make_executor(
+        self,
+        stop: Stop = NoStop(),  # noqa: B008 -- frozen
+        objective: Objective = Objective(),  # noqa: B008 -- frozen
+        workers: int = 1,
+    ) -> Executor:
         """The executor; ray is imported for `ray` only."""
         if self.executor == "inline":
-            return InlineExecutor(stop.scheduler)
+            return InlineExecutor(stop.scheduler, workers)
         from cadloc_sweep.executors.on_ray import RayExecutor
 
         return RayExecutor(self.address, self.cpus, self.gpus, stop=stop, objective=objective)
@@ -116,7 +121,7 @@ def _sweep(
             plan,
             paths,
             StageStore(store or paths.store, display.note),
-            lambda: place.make_executor(space.stop, space.objective),
+            lambda: place.make_executor(space.stop, space.objective, space.resources.workers),
             trackers,
             display,
             retry_failed,

@@ -59,6 +59,7 @@ class _Reading:
         factors = self._factors(settings)
         arms = self._arms(settings, factors, scenes[0] if scenes else _ANY_SCENE)
         self._suits(scenes, arms)
+        self._workers(settings, arms, scenes[0] if scenes else _ANY_SCENE)
         if not self._faults:
             self._metrics(settings, scenes, arms)
         if self._faults:
@@ -178,6 +179,23 @@ class _Reading:
                 data = arm.trial_config(scene, 0).model_dump(mode="json")
                 _, faults = check(TrialConfig, data, lambda path, *rest: self._fault(("factors",), *rest))
                 self._faults += faults
+
+    def _workers(self, settings: SpaceSettings, arms: Sequence[Arm], scene: SceneConfig) -> None:
+        """Whether several workers can share the trials: their batches, and one device each."""
+        workers, gpu = settings.resources.workers, settings.resources.gpu
+        if workers == 1:
+            return
+        if gpu not in (0, 1):
+            self._add(
+                ("resources", "gpu"), f"{gpu:g}", f"0 or 1, as each of the {workers} workers trains on one device"
+            )
+        for config in (arm.trial_config(scene, 0) for arm in arms):
+            if config.trainable == "render_and_match":
+                found, allowed = f"{workers}, and the trainable {config.trainable}", "1 where nothing is trained"
+                self._add(("resources", "workers"), found, allowed)
+            elif config.training.batch_size % workers:
+                found, allowed = f"{workers}, and training.batch_size {config.training.batch_size}", "a divisor of it"
+                self._add(("resources", "workers"), found, allowed)
 
     def _metrics(self, settings: SpaceSettings, scenes: Sequence[SceneConfig], arms: Sequence[Arm]) -> None:
         """Every trial must report the metrics that it is judged and stopped by."""

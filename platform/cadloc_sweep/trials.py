@@ -10,17 +10,19 @@ from typing import Literal, TypeAlias
 
 from cadloc.config import TrialConfig
 from cadloc.contract import Json
-from cadloc.settings import NonNegative, Positive, Settings
+from cadloc.settings import Count, NonNegative, Positive, Settings
 
 TrialStatus: TypeAlias = Literal["finished", "stopped", "failed", "interrupted"]
 """`stopped`: ended early by the scheduler, on purpose; `interrupted`: to be taken up again by the next run."""
 
 
 class Resources(Settings):
-    """What one trial occupies while it runs; fractions of a GPU share it."""
+    """What one trial occupies while it runs: `workers` times `cpu` and `gpu`; fractions of a GPU share it."""
 
     cpu: Positive = 1
     gpu: NonNegative = 0
+    workers: Count = 1
+    """Processes that share the training of the trial, each with a part of every batch."""
     max_runtime_s: Positive | None = None
     """A trial that reports progress later than this after its start fails. None: no limit."""
 

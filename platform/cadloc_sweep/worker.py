@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 from cadloc.catalog import trainable
-from cadloc.contract import CadlocError, Progress, TrialContext
+from cadloc.contract import CadlocError, Progress, TrialContext, WorkerLost
 from cadloc_sweep.durable_files import CorruptFile, write_json
 from cadloc_sweep.executors import TrialTask
 from cadloc_sweep.ledger import read_result, write_result
@@ -69,9 +69,10 @@ def run_steps(task: TrialTask, on_progress: Callable[[Progress], None], stop: Ca
 def trial_steps(task: TrialTask) -> Generator[Progress, None, TrialResult]:
     """A trial, step by step: yields as its trainable does and returns the result, which is then on disk.
 
-    An error of the trial is a result (`failed`), never an exception. Closing the generator ends the trial as
-    `interrupted`; the next run takes it up from its last checkpoint. A finished result that stands there already
-    is returned as it is: the worker that wrote it died before it could tell.
+    An error of the trial is a result (`failed`), never an exception; but WorkerLost says nothing of the trial and is
+    raised. Closing the generator ends the trial as `interrupted`; the next run takes it up from its last checkpoint.
+    A finished result that stands there already is returned as it is: the worker that wrote it died before it could
+    tell.
     """
     attempt = _Attempt(task)
     finished = attempt.finished_before()
@@ -83,9 +84,24 @@ def trial_steps(task: TrialTask) -> Generator[Progress, None, TrialResult]:
     except GeneratorExit:
         attempt.end("interrupted")
         raise
+    except WorkerLost:
+        raise
     except Exception as error:  # noqa: BLE001 -- the boundary: whatever a trial raises is its result
         return attempt.failure(error)
     return attempt.end("finished")
+
+
+def finished_result(task: TrialTask) -> TrialResult | None:
+    """The result of an earlier attempt that finished, if there was one; failed ones are run again."""
+    return _Attempt(task).finished_before()
+
+
+def follow(task: TrialTask, worker: int) -> None:
+    """Takes the part of one of the trial's workers, not the first, in what the first one runs; writes nothing."""
+    workers = task.trial.resources.workers
+    context = TrialContext(task.directory, task.stages, task.trial.device, worker, workers)
+    for _ in trainable(task.trial.config.trainable)(task.trial.config, context):
+        pass
 
 
 def lost_result(task: TrialTask, reason: str, status: TrialStatus = "failed", trace: str | None = None) -> TrialResult:
@@ -131,8 +147,9 @@ class _Attempt:
 
     def steps(self) -> Generator[Progress, None, None]:
         """The trainable's progress, recorded."""
-        context = TrialContext(self.paths.directory, self._stages, self.trial.device)
-        limit_s = self.trial.resources.max_runtime_s or math.inf
+        resources = self.trial.resources
+        context = TrialContext(self.paths.directory, self._stages, self.trial.device, workers=resources.workers)
+        limit_s = resources.max_runtime_s or math.inf
         finished = False
         with closing(_generator(trainable(self.trial.config.trainable)(self.trial.config, context))) as run:
             for number, progress in enumerate(run):

@@ -262,3 +262,58 @@ def test_joined_samples_keep_their_cameras(wall_buffer: Buffer) -> None:
     assert len(both) == 2 * len(one)
     assert int(both.view.max()) == 2 * len(one.cam_from_cad) - 1
     assert float((pixels - whole.pixels).abs().max()) < 0.05
+
+
+@pytest.fixture(scope="module")
+def any_cells(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Buffer:
+    """A buffer of as many cells as there are, the sky's among them."""
+    config = settings(samples=100_000)
+    asked = BufferConfig.model_validate({**dict(config["buffer"]), "cells": "any"})  # type: ignore[call-overload]
+    return made(dataset, tmp_path_factory.mktemp("any"), {**config, "buffer": asked.model_dump(mode="json")})
+
+
+def test_background_cells_have_a_pixel_and_no_point(dataset: Path, any_cells: Buffer) -> None:
+    """Of every plain view, every cell is a sample: those of the wall with the point behind the pixel, those of the sky
+    with NaN in all three coordinates."""
+    known = np.isfinite(any_cells.scene_coordinates)
+    assert np.array_equal(known.all(axis=1), known.any(axis=1))
+    assert 0.2 < known.mean() < 0.95
+    for i, view in enumerate(Dataset.open(dataset).views("mapping")):
+        mine = any_cells.view == 2 * i
+        pixels = any_cells.pixels[mine]
+        np.testing.assert_array_equal(pixels, cell_pixels(HEIGHT // 8, WIDTH // 8).reshape(-1, 2))
+        depth_m = sample_depth_m(view.read_depth_m(), pixels.astype(np.float64))
+        np.testing.assert_array_equal(known[mine, 0], np.isfinite(depth_m))
+    of_wall = np.asarray(any_cells.scene_coordinates)[known[:, 0]]
+    assert np.abs(of_wall[:, 1]).max() < 2 * STEP_M
+    assert np.isfinite(any_cells.features).all()
+
+
+def test_samples_know_which_of_them_have_a_point(any_cells: Buffer, wall_buffer: Buffer) -> None:
+    """Unknown ones have zeros for targets, and neither change the scene's size nor count as complete."""
+    some, all_known = Samples.from_buffer(any_cells), Samples.from_buffer(wall_buffer)
+    assert all_known.complete
+    assert not some.complete
+    batch = some.batch(torch.arange(len(some)))
+    assert torch.equal(batch.known.nonzero()[:, 0], some.known)
+    assert float(batch.targets[~batch.known].abs().max()) == 0
+    assert torch.isfinite(batch.depth_m).all()
+    assert some.scale == some.subset(some.known).scale
+    assert some.scale.diameter_m > 0
+
+
+def test_every_pass_over_a_view_has_the_global_feature_of_its_image(wall_buffer: Buffer) -> None:
+    """Augmented view `2 i + p` is told what the i-th mapping view is; joined buffers keep their own."""
+    vectors = np.random.default_rng(0).normal(0, 1, (27, 5)).astype(np.float32)
+    told = Samples.from_buffer(wall_buffer, global_features=vectors)
+    other = Samples.from_buffer(wall_buffer, global_features=-vectors)
+    batch = told.batch(torch.arange(len(told)))
+    assert batch.global_features is not None
+    np.testing.assert_array_equal(batch.global_features.numpy(), vectors[np.asarray(wall_buffer.view) // 2])
+    both = Samples.joined([told, other])
+    last = both.batch(torch.arange(len(told), 2 * len(told)))
+    assert last.global_features is not None
+    assert torch.equal(last.global_features, -batch.global_features)
+    subset = told.subset(torch.tensor([3, 700, 12])).batch(torch.arange(3))
+    assert subset.global_features is not None
+    assert torch.equal(subset.global_features, batch.global_features[[3, 700, 12]])

@@ -101,7 +101,7 @@ def test_the_share_counts_points_that_are_seen_near_their_pixels() -> None:
     for b in range(200):
         point = transform_points(batch.cam_from_cad[b].double().numpy(), points[b].double().numpy()[None])[0]
         pixel = (batch.intrinsics[b].double().numpy() @ point / point[2])[:2]
-        near += point[2] > 0 and np.linalg.norm(pixel - batch.pixels[b].numpy()) < 5
+        near += int(point[2] > 0 and np.linalg.norm(pixel - batch.pixels[b].numpy()) < 5)
     assert 20 < near < 160
     assert float(batch.share_within(points, 5.0)) == pytest.approx(near / 200)
 
@@ -126,8 +126,8 @@ def test_a_run_cools_down_once_the_last_steps_fit(right_from: int, cooling_from:
 def test_a_rule_that_is_never_met_changes_nothing(tmp_path: Path) -> None:
     """Waiting in vain for all samples to be within a hundredth of a pixel, a run ends in the bits of one that does
     not wait."""
-    waiting = begin(trial(EarlyStop(share=0.99, within_px=0.01, window=20)), tmp_path / "a")
-    plain = begin(trial(None), tmp_path / "b")
+    waiting = begin(trial(EarlyStop(share=0.99, within_px=0.01, window=20), iterations=60), tmp_path / "a")
+    plain = begin(trial(None, iterations=60), tmp_path / "b")
     assert [row["step"] for row in waiting.run(nothing)] == [row["step"] for row in plain.run(nothing)]
     expected = plain.head.state_dict()
     assert all(torch.equal(expected[name], value) for name, value in waiting.head.state_dict().items())

@@ -35,7 +35,7 @@ def seen(xyz: Array, eyes: Array, features: Array, told: Array | None = None) ->
     """Samples of points (V, P, 3) with features (V, P, C), each row seen from its eye (V, 3) looking along +y."""
     views, per_view, _ = xyz.shape
     K = pinhole(480, 360, 65)
-    cam_from_cad = inverse(np.stack([look_at(eye, eye + [0, 10, 0.1]) for eye in eyes]))
+    cam_from_cad = inverse(np.stack([look_at(eye, eye + np.array([0, 10, 0.1])) for eye in eyes]))
     return Samples(
         torch.from_numpy(features.reshape(views * per_view, -1).astype(np.float16)),
         torch.from_numpy(project(transform_points(cam_from_cad, xyz), K).reshape(-1, 2).astype(np.float32)),
@@ -50,7 +50,8 @@ def seen(xyz: Array, eyes: Array, features: Array, told: Array | None = None) ->
 def directions(count: int, seed: int = 0) -> Array:
     """Unit vectors (count, TOLD)."""
     vectors = np.random.default_rng(seed).normal(0, 1, (count, TOLD))
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: Array = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return unit
 
 
 def wall(*, places: int = 1, views: int = 8, per_view: int = 60) -> Samples:
@@ -181,7 +182,7 @@ def patched_floor() -> Samples:
     floor = generator.uniform(-4, 4, (12, 250, 3))
     patch = generator.uniform(0, 0.5, (12, 750, 3))
     xyz = np.concatenate([floor, patch], axis=1) * [1, 1, 0]
-    eyes = generator.uniform(-6, 6, (12, 3)) + [0, -20, 0]
+    eyes = generator.uniform([-6, -26, -6], [6, -14, 6], (12, 3))
     return seen(xyz, eyes, np.zeros((12, 1000, CHANNELS)))
 
 

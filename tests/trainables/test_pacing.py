@@ -64,7 +64,7 @@ def test_no_step_changes_the_rate_by_more_than_a_ramp_does(run: Pace, share: flo
     found = np.array(rates(run))
     lowest = 1 / (max(cool_down, 1) + 1)
     assert np.abs(np.diff(found)).max(initial=0) <= PEAK * max(1 / max(warm_up, 1), lowest) * (1 + 1e-9)
-    assert 0 < found.min()
+    assert found.min() > 0
     assert found.max() <= PEAK
     assert found[-1] <= PEAK * lowest * (1 + 1e-9)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -16,11 +18,11 @@ from cadloc.contract import DivergenceError, InputError
 from cadloc.encoders import build as build_encoder
 from cadloc.encoders.small import SmallFeatures
 from cadloc.geometry import inverse, look_at, pinhole, project, transform_points
-from cadloc.head_config import AceHead, AnchorHead, HeadConfig
+from cadloc.head_config import AceHead, AnchorHead, GlaceHead, HeadConfig
 from cadloc.heads import build
 from cadloc.heads.head import Head
 from cadloc.localization import Estimate
-from cadloc.loss_config import CoordinateLoss, LossConfig, ReprojectionLoss, SwitchingLoss
+from cadloc.loss_config import CoordinateLoss, LossConfig, ReprojectionLoss, SwitchingLoss, predicts_deviation
 from cadloc.losses import phase_at
 from cadloc.metrics import PoseErrors
 from cadloc.samples import Samples
@@ -67,7 +69,7 @@ def trial(loss: LossConfig, head: HeadConfig = ANCHORS, **training: float) -> Tr
 
 def begin(config: TrialConfig, directory: Path, samples: Samples) -> Training:
     """A training as a trial starts it: fitted, or resumed."""
-    head = build(config.head, samples.dimensions, config.seed)
+    head = build(config.head, samples.dimensions, config.seed, deviation=predicts_deviation(config.loss))
     training = Training(head, samples, config, directory)
     training.start()
     return training
@@ -146,6 +148,38 @@ def test_an_interrupted_run_ends_in_the_same_bits(head: HeadConfig, tmp_path: Pa
     histories = [[_without_times(row) for row in run.progression.history] for run in (unbroken, resumed)]
     assert histories[0] == histories[1]
     assert ["train/loss_px" in row for row in histories[0]] == [False, True, True]
+
+
+def half_known(samples: Samples) -> Samples:
+    """The samples, the scene coordinates of two thirds of them lost, as of background."""
+    lost = torch.arange(len(samples)) % 3 > 0
+    return replace(samples, scene_coordinates=samples.scene_coordinates.masked_fill(lost[:, None], torch.nan))
+
+
+@pytest.mark.parametrize("loss", [loss() for loss in get_args(get_args(LossConfig)[0])], ids=lambda loss: loss.name)
+@pytest.mark.parametrize(
+    "head",
+    [
+        AceHead(width=16, blocks=0),
+        GlaceHead(width=16, blocks=0, centres=3, centres_of="surface", global_features=None),
+        AnchorHead(anchors=20, width=16),
+        AnchorHead(anchors=20, width=16, anchors_of="surface", evidence="points"),
+    ],
+    ids=["ace", "glace", "anchor", "points"],
+)
+def test_training_on_cells_without_a_point_stays_finite(head: HeadConfig, loss: LossConfig, tmp_path: Path) -> None:
+    """Under every loss, every kind of head; anchors and centres are placed where points are known."""
+    samples = half_known(wall_samples(views=6, per_view=90))
+    training = begin(trial(loss, head, iterations=3, batch_size=128), tmp_path, samples)
+    rows = list(training.run(nothing))
+    assert all(bool(torch.isfinite(value).all()) for value in training.head.state_dict().values())
+    assert all(np.isfinite(list(row.values())).all() for row in rows)
+    state = training.head.state_dict()
+    placed = state.get("anchors", state.get("centres"))
+    if placed is not None:
+        known = samples.scene_coordinates[samples.known]
+        distances_m = torch.cdist(placed + state["centre"], known).amin(dim=1)
+        assert float(distances_m.max()) < 1
 
 
 def _without_times(row: Mapping[str, float]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from cadloc.cad_files import referenced_files
 from cadloc.config import Domain, TrialConfig
 from cadloc.constraint_config import SurfaceConstraint
 from cadloc.contract import StageBuilder, StageSpec, Trainable
-from cadloc.global_config import GlobalFeaturesConfig
+from cadloc.global_config import GlobalFeaturesConfig, GlobalPlugin
 from cadloc.head_config import GlaceHead
 from cadloc.scene_config import CadConfig, PhotosConfig, SceneConfig, scene_viewpoints
 
@@ -32,7 +32,8 @@ TRAINABLES: dict[str, TrainableEntry] = {
     "render_and_match": TrainableEntry("cadloc.render_and_match:train"),
 }
 
-SHIPPED_GLOBAL = Path(__file__).parent / "encoders" / "weights" / "small_global.safetensors"
+_WEIGHTS = Path(__file__).parent / "encoders" / "weights"
+SHIPPED_GLOBAL = (_WEIGHTS / "small_global.safetensors", _WEIGHTS / "small_global.json")
 
 REGRESSORS = frozenset({"ace", "glace"})
 """Trainables that train a head on a buffer."""
@@ -248,9 +249,12 @@ def _global_features(
     config: TrialConfig, told: GlobalFeaturesConfig, views: StageSpec, split: str, first: StageSpec | None = None
 ) -> StageSpec:
     """Of the views' split; `first` are those of the first mapping views, by which some are fitted."""
-    slice_ = {"encoder": _dump(config.encoder), "global_features": _dump(told), "split": split}
+    slice_ = {"global_features": _dump(told), "split": split}
+    if isinstance(told, GlobalPlugin):  # it looks at images, whatever encodes their cells
+        return _stage("global_features", slice_, {"views": views}, ())
+    slice_["encoder"] = _dump(config.encoder)
     fitted = {"mapping": first} if first is not None and getattr(told, "weights", "") == "pca" else {}
-    own = (SHIPPED_GLOBAL,) if getattr(told, "weights", "") == "shipped" else _file(getattr(told, "weights", ""))
+    own = SHIPPED_GLOBAL if getattr(told, "weights", "") == "shipped" else _file(getattr(told, "weights", ""))
     files = (*_weights(config), *own)
     return _stage("global_features", slice_, {"views": views, **fitted, **_encoder_input(config)}, files)
 
@@ -266,7 +270,7 @@ def _dump(settings: BaseModel, exclude: set[str] | None = None) -> Any:
 def _weights(config: TrialConfig) -> tuple[Path, ...]:
     place = getattr(config.encoder, "weights", "")
     if place == "shipped":
-        return (Path(__file__).parent / "encoders" / "weights" / f"{config.encoder.name}.safetensors",)
+        return (_WEIGHTS / f"{config.encoder.name}.safetensors",)
     return _file(place)
 
 

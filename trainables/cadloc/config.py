@@ -11,7 +11,7 @@ from cadloc.constraint_config import ConstraintConfig
 from cadloc.finetuning.settings import FinetuningConfig
 from cadloc.global_config import misfit
 from cadloc.head_config import AnchorHead, EnsembleHead, GlaceHead, HeadConfig
-from cadloc.loss_config import LossConfig, ReprojectionLoss, predicts_deviation
+from cadloc.loss_config import LossConfig, ReprojectionLoss, SwitchingLoss, predicts_deviation
 from cadloc.presets import PRESETS
 from cadloc.scene_config import (
     SceneConfig,
@@ -29,7 +29,7 @@ from cadloc.settings import (
     Settings,
     merged,
 )
-from cadloc.training_config import LocalizationConfig, TrainingConfig
+from cadloc.training_config import LocalizationConfig, OneCycle, TrainingConfig
 from cadloc.views_config import (
     ViewsConfig,
 )
@@ -195,21 +195,39 @@ class TrialConfig(Settings):
         wrong = None if told is None else misfit(told, self.encoder.model_dump(), self.finetuning is not None)
         if wrong is not None:
             raise ValueError(f"head.global_features: {wrong}")
-        if self.localization.sampling == "prosac" and not self._says_how_sure():
+        return self
+
+    @model_validator(mode="after")
+    def _constraints_make_sense(self) -> TrialConfig:
+        names = [constraint.name for constraint in self.constraints]
+        if names and self.trainable == "render_and_match":
+            raise ValueError("constraints: the trainable render_and_match does not read them, ace does")
+        if len(set(names)) < len(names):
+            raise ValueError("constraints: name each kind once")
+        if self.buffer.cells == "any" and "surface" in names:
+            raise ValueError("constraints surface with buffer.cells = any: background is not on the surface")
+        return self
+
+    @model_validator(mode="after")
+    def _sampling_has_an_order(self) -> TrialConfig:
+        if self.localization.sampling == "uniform":
+            return self
+        if self.localization.solver != "poselib":
+            raise ValueError("localization.sampling = prosac: only the solver poselib does that")
+        head = self.head.member if isinstance(self.head, EnsembleHead) else self.head
+        if not isinstance(head, AnchorHead) and not predicts_deviation(self.loss):
             raise ValueError(
                 "localization.sampling = prosac: nothing says how sure a cell is; take the head anchor, "
                 "or the loss uncertain_coordinate"
             )
-        if self.buffer.cells == "any" and "surface" in {constraint.name for constraint in self.constraints}:
-            raise ValueError("constraints surface with buffer.cells = any: background is not on the surface")
-        if len({constraint.name for constraint in self.constraints}) < len(self.constraints):
-            raise ValueError("constraints: name each kind once")
         return self
 
-    def _says_how_sure(self) -> bool:
-        head = self.head.member if isinstance(self.head, EnsembleHead) else self.head
-        sure = isinstance(head, AnchorHead) or predicts_deviation(self.loss)
-        return sure and self.localization.solver == "poselib"
+    @model_validator(mode="after")
+    def _one_cycle_can_restart(self) -> TrialConfig:
+        restarts = isinstance(self.loss, SwitchingLoss) and self.loss.learning_rate == "restart"
+        if restarts and not isinstance(self.training.schedule, OneCycle):
+            raise ValueError("loss.learning_rate = restart: only training.schedule one_cycle can start anew")
+        return self
 
     @model_validator(mode="after")
     def _matching_is_read(self) -> TrialConfig:

@@ -55,6 +55,10 @@ class DivergenceError(CadlocError):
     """Training left the range in which it can recover: NaN, or a loss that explodes."""
 
 
+class WorkerLost(RuntimeError):
+    """Another of the workers that share a trial's training is gone: no fault of the trial's."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """What a trial has reached: yielded at every validation, and once more at the end with `finished`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cadloc.global_config import GemFeatures, GlobalFeaturesConfig
 from cadloc.settings import Count, NonNegative, Settings
@@ -43,6 +43,18 @@ class GlaceHead(Settings):
     """Whose global feature a query is read with: its own, or those of the mapping views nearest to it, the one with
     most inliers winning (R-SCoRe, Jiang et al. 2025): own features of photos leave the domain of renders."""
     retrieved: Annotated[int, Field(ge=1, le=100)] = 10
+
+    @model_validator(mode="after")
+    def _some_width_inside(self) -> GlaceHead:
+        if int(self.width * self.ratio) < 1:
+            raise ValueError(f"ratio = {self.ratio:g} of width = {self.width} leaves no width inside the blocks")
+        return self
+
+    @model_validator(mode="after")
+    def _retrieved_by_something(self) -> GlaceHead:
+        if self.query == "retrieved" and self.global_features is None:
+            raise ValueError("query = retrieved: without global_features there is nothing to retrieve views by")
+        return self
 
 
 class AnchorHead(Settings):

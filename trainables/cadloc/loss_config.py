@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cadloc.settings import Fraction, NonNegative, OpenFraction, Positive, Settings
 
@@ -30,6 +30,12 @@ class ReprojectionLoss(Settings):
     depth_min_m: Positive = 0.1
     depth_max_m: Positive = 1000.0
     depth_target_m: Positive = 10.0
+
+    @model_validator(mode="after")
+    def _some_depth_is_valid(self) -> ReprojectionLoss:
+        if self.depth_min_m >= self.depth_max_m:
+            raise ValueError(f"depth_min_m = {self.depth_min_m:g} is not below depth_max_m = {self.depth_max_m:g}")
+        return self
 
 
 class CoordinateLoss(Settings):

@@ -1,5 +1,5 @@
 """Named budgets: `smoke` proves the loop, `quick` localizes on two CPU cores, `reduced` sooner and worse, `paper` is
-ACE's own for a GPU."""
+ACE's own for a GPU, `paper_glace` GLACE's."""
 
 from __future__ import annotations
 
@@ -60,4 +60,20 @@ PAPER: Final[dict[str, Any]] = {
     },
 }
 
-PRESETS: Final[dict[str, dict[str, Any]]] = {"smoke": SMOKE, "quick": QUICK, "reduced": REDUCED, "paper": PAPER}
+# GLACE, section 4.1 and supplement, on one GPU: 16 M samples, batch 40,960, 30,000 iterations.
+PAPER_GLACE: Final[dict[str, Any]] = merged(
+    PAPER,
+    {
+        "buffer": {"samples": 16_000_000, "passes": 8},
+        "head": {"name": "glace", "width": 768, "blocks": 2, "centres": 50},
+        "training": {"iterations": 30_000, "batch_size": 40_960},
+    },
+)
+
+PRESETS: Final[dict[str, dict[str, Any]]] = {
+    "smoke": SMOKE,
+    "quick": QUICK,
+    "reduced": REDUCED,
+    "paper": PAPER,
+    "paper_glace": PAPER_GLACE,
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cadloc.settings import Count, Fraction, NonNegative, OpenFraction, Positive, Settings
 
@@ -33,6 +33,7 @@ class Plateau(Settings):
     cool_down: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Likewise; begins at the latest so that it ends with `iterations`."""
     early_stop: EarlyStop | None = None
+    """Whatever the loss: a run that fits under a 3D loss cools down before it has switched, and switches while it does."""
 
 
 ScheduleConfig: TypeAlias = Annotated[OneCycle | Plateau, Field(discriminator="name")]
@@ -51,6 +52,13 @@ class TrainingConfig(Settings):
     """How often validation accuracy is measured during training, the end included."""
     checkpoint: bool = True
     """Whether each validation leaves a checkpoint to resume from."""
+
+    @model_validator(mode="after")
+    def _may_stop_early(self) -> TrainingConfig:
+        rule = self.schedule.early_stop if isinstance(self.schedule, Plateau) else None
+        if rule is not None and rule.window > self.iterations:
+            raise ValueError(f"schedule.early_stop.window = {rule.window} is more than iterations = {self.iterations}")
+        return self
 
 
 class LocalizationConfig(Settings):

@@ -6,19 +6,23 @@ nccl on GPUs); one all-reduce per step carries the gradients.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
-from cadloc.contract import CadlocError, Fault, InputError
+from cadloc.contract import CadlocError, Fault, InputError, WorkerLost
 
 
 @dataclass(frozen=True)
 class Workers:
-    """This process's `rank` among `size` that were joined by `torch.distributed`; alone it needs none."""
+    """This process's `rank` among `size` that were joined by `torch.distributed`; alone it needs none.
+
+    What they do together raises WorkerLost where one of them is gone and the backend notices.
+    """
 
     rank: int = 0
     size: int = 1
@@ -60,7 +64,8 @@ class Workers:
             return
         listed = list(parameters)
         flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in listed])
-        distributed.all_reduce(flat)
+        with _together():
+            distributed.all_reduce(flat)
         flat /= self.size
         for parameter, mean in zip(listed, torch.split(flat, [p.numel() for p in listed]), strict=True):
             parameter.grad = mean.view_as(parameter).clone()
@@ -70,7 +75,8 @@ class Workers:
         if self.size == 1:
             return value
         box = [value]
-        distributed.broadcast_object_list(box)
+        with _together():
+            distributed.broadcast_object_list(box)
         return box[0]
 
     def agree(self, error: CadlocError | None, device: str | torch.device) -> None:
@@ -85,20 +91,30 @@ class Workers:
 
     def _first_of(self, error: CadlocError | None, device: str | torch.device) -> CadlocError | None:
         failed = torch.tensor(float(error is not None), device=device)
-        distributed.all_reduce(failed)
-        if not failed.item():
-            return None
         errors: list[CadlocError | None] = [None] * self.size
-        distributed.all_gather_object(errors, error)
+        with _together():
+            distributed.all_reduce(failed)
+            if not failed.item():
+                return None
+            distributed.all_gather_object(errors, error)
         return next(found for found in errors if found is not None)
 
     def wait(self) -> None:
         """Until all workers have come here."""
         if self.size > 1:
-            distributed.barrier()
+            with _together():
+                distributed.barrier()
 
 
 ALONE = Workers()
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # gloo's have no type of their own
+        raise WorkerLost(f"the workers cannot go on together: {error}") from error
 
 
 class _Gathered(torch.autograd.Function):
@@ -106,13 +122,15 @@ class _Gathered(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, workers: Workers) -> Tensor:
         ctx.own = slice(workers.rank * len(rows), (workers.rank + 1) * len(rows))
         parts = [torch.empty_like(rows) for _ in range(workers.size)]
-        distributed.all_gather(parts, rows.contiguous())
+        with _together():
+            distributed.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         total = gradients[0].clone(memory_format=torch.contiguous_format)
-        distributed.all_reduce(total)
+        with _together():
+            distributed.all_reduce(total)
         return total[ctx.own], None
 
 
@@ -121,11 +139,13 @@ class _Mean(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, size: int) -> Tensor:
         ctx.size = size
         total = values.clone(memory_format=torch.contiguous_format)
-        distributed.all_reduce(total)
+        with _together():
+            distributed.all_reduce(total)
         return total / size
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         total = gradients[0].clone(memory_format=torch.contiguous_format)
-        distributed.all_reduce(total)
+        with _together():
+            distributed.all_reduce(total)
         return total / ctx.size, None

@@ -14,13 +14,19 @@ from cadloc_sweep.worker import run_steps
 class InlineExecutor:
     """Runs stages and trials in the calling thread.
 
-    One trial after the other leaves a scheduler nothing to compare: raises InputError for any but `none`.
+    One trial after the other leaves a scheduler nothing to compare, and one process has no others to share a trial
+    with: raises InputError for any scheduler but `none`, and for several workers.
     """
 
-    def __init__(self, scheduler: str = "none") -> None:
+    def __init__(self, scheduler: str = "none", workers: int = 1) -> None:
         if scheduler != "none":
             action = "use --executor ray, or --set 'stop={scheduler: none}'"
             raise InputError(Fault("the space", "stop.scheduler", scheduler, "none with the inline executor", action))
+        if workers > 1:
+            action = "use --executor ray, or --set resources.workers=1"
+            raise InputError(
+                Fault("the space", "resources.workers", str(workers), "1 with the inline executor", action)
+            )
         self._draining = False
 
     def build_stages(self, jobs: Sequence[StageJob], on_event: Callable[[StageEvent], None]) -> None:

@@ -63,15 +63,17 @@ def run_trials(
 
 def slots(resources: Resources) -> int:
     """How many trials of this size the cluster's living nodes hold at once."""
-    return sum(_holds(node, resources) for node in _nodes())
+    return sum(_holds(node, resources) for node in _nodes()) // resources.workers
 
 
 def _check_fits(resources: Resources) -> None:
     if slots(resources) == 0:
         has = "; ".join(f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in _nodes())
+        one = resources.workers == 1
+        asks = "a trial asks" if one else f"a trial's {resources.workers} workers ask"
         raise OutOfResources(
-            f"a trial asks for {resources.cpu:g} CPU and {resources.gpu:g} GPU; no node has that much ({has}); "
-            "lower `resources` of the space"
+            f"{asks} for {resources.cpu:g} CPU and {resources.gpu:g} GPU{'' if one else ' each'}; "
+            f"{'no node has' if one else 'the nodes do not have'} that much ({has}); lower `resources` of the space"
         )
 
 
@@ -145,15 +147,19 @@ class PlanSearcher(_NotKept, Searcher):
         self._draining = draining
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Ray forgets FINISHED
-        """The next trial, None while enough are out, FINISHED when there are no more (or draining)."""
+        """The next trial, None while enough are out, FINISHED when there are no more (or draining).
+
+        One more than can run is out, to wait in Tune for its resources. It knows nothing of those of several workers.
+        """
         if not self._waiting or self._draining():
             return str(Searcher.FINISHED)
         resources = self._waiting[0].trial.resources
-        if self._out > slots(resources):
+        if self._out >= slots(resources) + (resources.workers == 1):
             return None
         self._out += 1
         task = self._waiting.popleft()
-        return {"trial": task.trial.id, "cpu": resources.cpu, "gpu": resources.gpu}
+        asked = {"cpu": resources.cpu, "gpu": resources.gpu, "workers": resources.workers}
+        return {"trial": task.trial.id, **asked}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """One more may go out."""
@@ -242,5 +248,6 @@ class _Events(_NotKept, tune.Callback):
 
 def _last_words(trial: TuneTrial) -> str:
     error = trial.get_pickled_error() or trial.get_error()
+    error = getattr(error, "cause", None) or error
     lines = str(error).strip().splitlines() if error else []
     return f"the worker died: {type(error).__name__}: {lines[0] if lines else 'no reason known'}"

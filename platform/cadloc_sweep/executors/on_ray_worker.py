@@ -13,6 +13,7 @@ from ray import tune
 from cadloc.contract import Progress
 from cadloc_sweep.durable_files import CorruptFile
 from cadloc_sweep.executors import TrialTask
+from cadloc_sweep.executors.on_ray_data_parallel import shared_trial_steps
 from cadloc_sweep.ledger import read_result, write_result
 from cadloc_sweep.space_settings import NoStop, Stop
 from cadloc_sweep.trials import TrialPaths, TrialResult
@@ -27,7 +28,9 @@ class TuneTrainable(tune.Trainable):
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        """What the trial asks for."""
+        """What the trial asks for; where workers share it, they ask, and this actor needs nothing (a byte)."""
+        if config["workers"] > 1:
+            return tune.PlacementGroupFactory([{"memory": 1}])
         return tune.PlacementGroupFactory([{"CPU": config["cpu"], "GPU": config["gpu"]}])
 
     def setup(self, config: dict[str, Any], **given: Any) -> None:
@@ -59,7 +62,11 @@ class TuneTrainable(tune.Trainable):
 
     def _begin(self, config: Mapping[str, Any]) -> None:
         self._task = self._tasks[config["trial"]]
-        self._steps: Generator[Progress, None, TrialResult] = trial_steps(self._task)
+        self._steps: Generator[Progress, None, TrialResult] = (
+            trial_steps(self._task)
+            if self._task.trial.resources.workers == 1
+            else shared_trial_steps(self._task, self._flag.parent)
+        )
 
     def _finish(self) -> TrialResult:
         """Past the last progress: the result gets written."""

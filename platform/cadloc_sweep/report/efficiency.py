@@ -20,7 +20,7 @@ Verdict: TypeAlias = Literal["better", "not distinguishable", "worse"]
 SAME_BUDGET = 0.01
 """Budgets that differ by no larger share are the same."""
 
-MORE_IS_BETTER = ("recall", "inlier_share")
+MORE_IS_BETTER = ("recall", "inlier_share", "agreement", "precision", "kept")
 """Parts of the names of metrics that are no errors."""
 
 Values: TypeAlias = Mapping[tuple[str, int], float]
@@ -54,7 +54,7 @@ class Budget:
         """None without an interval, and for the reference."""
         if self.is_reference or self.ratio.lo is None or self.ratio.hi is None:
             return None
-        return "better" if self.ratio.hi <= 1 else "worse" if self.ratio.lo > 1 else "not distinguishable"
+        return "better" if self.ratio.hi < 1 else "worse" if self.ratio.lo > 1 else "not distinguishable"
 
 
 @dataclass(frozen=True)

@@ -175,9 +175,12 @@ def _value(row: Mapping[str, float], metric: str) -> float | None:
 
 
 def _switch(arm: Arm, runs: Sequence[History], column: str) -> float | None:
-    """The mean place at which the arm's trials changed their loss: between milestones as if at constant speed."""
+    """The mean place at which the arm's trials changed their loss: between milestones as if at constant speed.
+
+    None where a run may have stopped early: it switches sooner, at a step that only its training knew.
+    """
     config = arm.outcomes[0].trial.config
-    if config.loss.name != "switching":
+    if config.loss.name != "switching" or getattr(config.training.schedule, "early_stop", None) is not None:
         return None
     step = config.loss.at * config.training.iterations
     places = [place for run in runs if (place := _place(run, step, column)) is not None]

@@ -67,10 +67,17 @@ class AnchorClassifier(Head):
         self.register_buffer("length_m", torch.ones(()))
 
     def forward(self, features: Tensor, global_features: Tensor | None = None) -> HeadOutput:
-        """Coordinates (B, 3) about the best-scored anchor of features (B, C), and all scores (B, K)."""
+        """Coordinates (B, 3) about the best-scored anchor of features (B, C), and all scores (B, K).
+
+        The deviation adds to that about the right anchor what it costs to have chosen a wrong one.
+        """
         hidden = self._hidden(features)
         logits = self.scores(hidden)
-        return HeadOutput(self._coordinates(hidden, logits.argmax(dim=1)), logits, self._deviation_m(hidden))
+        chosen = logits.argmax(dim=1)
+        deviation_m = self._deviation_m(hidden)
+        if deviation_m is not None:
+            deviation_m = torch.sqrt(deviation_m**2 + self._variance_of_choice(logits, chosen))
+        return HeadOutput(self._coordinates(hidden, chosen), logits, deviation_m)
 
     def training_output(self, batch: Batch, evidence: Evidence) -> TrainingOutput:
         """Coordinates about the anchor that scores and evidence together find likeliest, and the cross-entropy.
@@ -145,6 +152,13 @@ class AnchorClassifier(Head):
         with torch.autocast(hidden.device.type, enabled=False):
             deviation_m: Tensor = self.deviation(hidden.float())
             return deviation_m
+
+    def _variance_of_choice(self, logits: Tensor, chosen: Tensor) -> Tensor:
+        """(B,) along each axis, in m²: how far from the chosen anchor the others are, by their probabilities."""
+        distances_m = torch.cdist(
+            self.anchors[chosen], self.anchors, compute_mode="donot_use_mm_for_euclid_dist"
+        )  # of neighbours in a large scene, to the millimetre
+        return (torch.softmax(logits.float(), dim=1) * distances_m**2).sum(dim=1) / 3
 
     def _informed(self, rays: Discriminant, batch: Batch) -> Tensor:
         """Of the anchors along a ray, those come first whose prototypes the feature resembles."""

@@ -14,8 +14,8 @@ SMALLEST_SCALE = 0.01
 """The homogeneous read-out multiplies what the last layer says by 0.01 to 4 (ACE, supplement)."""
 
 SMALLEST_DEVIATION_M = 0.01
-LARGEST_DEVIATION = 0.1
-"""Of the median depth."""
+LEAST_RANGE = 10.0
+"""Between the smallest and the largest deviation, in scenes of no depth."""
 
 
 class Perceptron(nn.Module):
@@ -41,7 +41,11 @@ class Perceptron(nn.Module):
 
 
 class DeviationReadOut(nn.Module):
-    """The standard deviation of a prediction: between a centimetre and a tenth of the median depth."""
+    """The standard deviation of a prediction along each axis: between a centimetre and the median depth.
+
+    It begins at what is right for a head that knows nothing yet, and is a median depth off. From below, the first
+    steps' likelihood would drive it into its upper end, where it has no gradient to come back by.
+    """
 
     largest_m: Tensor
 
@@ -59,9 +63,12 @@ class DeviationReadOut(nn.Module):
 
     @torch.no_grad()
     def fit(self, samples: Samples) -> None:
-        """Takes the range from the samples' depths."""
-        focal_px = samples.intrinsics[:, 0, 0].median()
-        self.largest_m.copy_((LARGEST_DEVIATION * samples.scale.metres_per_pixel * focal_px).clamp(min=0.1))
+        """Takes range and beginning from the samples' depths."""
+        depth_m = float(samples.scale.metres_per_pixel * samples.intrinsics[:, 0, 0].median())
+        largest_m = max(depth_m, LEAST_RANGE * SMALLEST_DEVIATION_M)
+        self.largest_m.fill_(largest_m)
+        share = 1 - math.log(math.sqrt(3)) / math.log(largest_m / SMALLEST_DEVIATION_M)
+        self.layer.bias.fill_(math.log(share / (1 - share)))
 
 
 def dehomogenised(raw: Tensor) -> Tensor:
