@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -17,7 +18,7 @@ from cadloc.config import TrialConfig
 from cadloc.constraint_config import FreeSpaceConstraint
 from cadloc.constraints import Constraints
 from cadloc.constraints.free_space import FreeSpace, ZBuffers
-from cadloc.contract import InputError
+from cadloc.contract import InputError, WorkerLost
 from cadloc.geometry import inverse, look_at, pinhole, project, transform_points
 from cadloc.head_config import AceHead, AnchorHead, EnsembleHead, GlaceHead, HeadConfig
 from cadloc.heads import build
@@ -192,6 +193,27 @@ def test_all_workers_stop_early_together(told: list[dict[str, Any]], tmp_path: P
     alone = early_stop(tmp_path, ALONE)["stopped"]
     assert alone[0] < 200
     assert [worker["early_stop"]["stopped"] for worker in told] == [alone, alone]
+
+
+def wait_or_die(rank: int, folder: Path, answers: Any) -> None:
+    """Of two processes the second one dies; the first one waits for it, and tells what it gets."""
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    if rank == 1:
+        os._exit(1)
+    try:
+        Workers.joined().wait()
+    except WorkerLost as error:
+        answers.put(str(error))
+    distributed.destroy_process_group()
+
+
+def test_a_worker_does_not_wait_for_a_dead_one(tmp_path: Path) -> None:
+    """Where the other one is gone it raises what says so: nobody takes it for the trial's own fault."""
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    for rank in range(2):
+        context.Process(target=wait_or_die, args=(rank, tmp_path, answers), daemon=True).start()
+    assert "cannot go on together" in answers.get(timeout=30)
 
 
 def test_a_batch_that_does_not_divide_is_a_fault() -> None:

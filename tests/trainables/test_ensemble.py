@@ -173,13 +173,13 @@ def test_every_sample_belongs_to_the_member_of_its_camera() -> None:
 
 @pytest.mark.parametrize("shift_m", [0.0, 8192.0])
 def test_cameras_far_from_the_origin_go_to_the_nearest_place(shift_m: float) -> None:
-    """With cameras and places 16 m apart in kilometres of coordinates, none is sent elsewhere by rounding."""
+    """With places 2 m apart in kilometres of coordinates, none is sent elsewhere by rounding."""
     head = build(EnsembleHead(members=40, member=SMALL), CHANNELS, 0)
     assert isinstance(head, Ensemble)
-    places = torch.arange(40.0)[:, None] * torch.tensor([16.0, 0.0, 0.0]) + shift_m
+    places = torch.arange(40.0)[:, None] * torch.tensor([2.0, 0.0, 0.0]) + shift_m
     head.places.copy_(places)
     poses = torch.eye(4).repeat(80, 1, 1)
-    poses[:, :3, 3] = -(places.repeat(2, 1) + torch.tensor([1.0, 0.0, 0.0]))  # of cameras a metre beside
+    poses[:, :3, 3] = -(places.repeat(2, 1) + torch.tensor([0.5, 0.0, 0.0]))  # of cameras half a metre beside
     zeros = torch.zeros(80, 3)
     samples = Samples(torch.zeros(80, CHANNELS), zeros[:, :2], torch.arange(80), zeros, poses, poses[:, :3, :3])
     assert [part.tolist() for part in head.parts(samples)] == [[m, m + 40] for m in range(40)]

@@ -198,6 +198,17 @@ class TrialConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _cameras_suffice(self) -> TrialConfig:
+        head, there = self.head, self.views.counts.mapping
+        wanted = {"members": head.members} if isinstance(head, EnsembleHead) else {}
+        if isinstance(head, GlaceHead) and head.centres_of == "cameras":
+            wanted = {"centres": head.centres}
+        for key, number in wanted.items():
+            if self.train_on == ("synthetic",) and number > there:
+                raise ValueError(f"head.{key} = {number} is more than views.counts.mapping = {there}")
+        return self
+
+    @model_validator(mode="after")
     def _constraints_make_sense(self) -> TrialConfig:
         names = [constraint.name for constraint in self.constraints]
         if names and self.trainable == "render_and_match":

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cadloc.encoders import Encoder
-from cadloc.global_features import CARD, WEIGHTS, Describer, open_describer, retrieve
+from cadloc.global_features import WEIGHTS, Describer, open_describer, retrieve
 from cadloc.head_config import GlaceHead, HeadConfig
 from cadloc.whole_files import write_bytes
 
@@ -40,9 +40,9 @@ def keep_candidates(directory: Path, head: GlaceHead, stage: Path, mapping: NDAr
     """Copies what a map in `directory` needs to describe photographs as the finished `stage` described its views."""
     folder = directory / FOLDER
     folder.mkdir(exist_ok=True)
-    for name in (CARD, WEIGHTS):
-        if (stage / name).exists():  # a plug-in has no weights of ours
-            shutil.copyfile(stage / name, folder / name)
+    for path in ((stage / WEIGHTS), (stage / WEIGHTS).with_suffix(".json")):
+        if path.exists():  # a plug-in has no weights of ours
+            shutil.copyfile(path, folder / path.name)
     if head.query == "retrieved":
         write_bytes(folder / MAPPING, np.ascontiguousarray(mapping, np.float32).tobytes())
 

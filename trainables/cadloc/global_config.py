@@ -64,7 +64,7 @@ class GlobalPretrainingConfig(Settings):
     """As for `cadloc-sweep encoder pretrain`, whose pool is taken where it lies in the same folder."""
     hidden: Annotated[int, Field(ge=8, le=4096)] = 256
     """Channels that are pooled."""
-    steps: Count = 600
+    steps: Count = 1_200
     pairs: Annotated[int, Field(ge=2)] = 64
     """Pairs of views per step; the second views of the others are a view's negatives."""
     kept_cells: Count = 512

@@ -33,7 +33,7 @@ class Plateau(Settings):
     cool_down: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Likewise; begins at the latest so that it ends with `iterations`."""
     early_stop: EarlyStop | None = None
-    """Whatever the loss: a run that fits under a 3D loss cools down before it has switched, and switches while it does."""
+    """Whatever the loss: a run that fits under a 3D loss cools down before it has switched, and then switches."""
 
 
 ScheduleConfig: TypeAlias = Annotated[OneCycle | Plateau, Field(discriminator="name")]

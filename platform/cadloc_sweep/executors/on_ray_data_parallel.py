@@ -71,8 +71,7 @@ def shared_trial_steps(task: TrialTask, scratch: Path) -> Generator[Progress, No
             group.tell(go_on=True)
         return said
     except GeneratorExit:
-        group.tell(go_on=False)
-        group.heard()
+        group.end()
         raise
     finally:
         group.close()
@@ -98,8 +97,16 @@ class _Group:
         return said
 
     def tell(self, go_on: bool) -> None:
-        """Lets the first worker go on after what it said last, or end the trial as interrupted."""
+        """Lets the first worker go on after what it said last, or not."""
         ray.get(self._exchange.tell.remote(go_on))
+
+    def end(self) -> None:
+        """Ends the trial as interrupted, after what the first worker said last."""
+        self.tell(go_on=False)
+        try:
+            self.heard()
+        except WorkersDied as error:
+            lost_result(self._task, str(error), "interrupted")
 
     def close(self) -> None:
         """Returns when all workers are gone."""

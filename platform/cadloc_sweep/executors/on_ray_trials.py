@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 import tempfile
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -247,7 +248,9 @@ class _Events(_NotKept, tune.Callback):
 
 
 def _last_words(trial: TuneTrial) -> str:
-    error = trial.get_pickled_error() or trial.get_error()
+    # Where Tune itself looks for the error it has not been copied to by now.
+    file = Path(trial.pickled_error_file or "")
+    error = pickle.loads(file.read_bytes()) if file.is_file() else None
     error = getattr(error, "cause", None) or error
     lines = str(error).strip().splitlines() if error else []
     return f"the worker died: {type(error).__name__}: {lines[0] if lines else 'no reason known'}"

@@ -75,6 +75,10 @@ class Ensemble(Head):
         # By differences: as a product of matrices, distances far from the origin are off by metres in float32.
         return torch.cdist(centres, self.places, compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=1)
 
+    def predict(self, features: Tensor) -> Tensor:
+        """Raises TypeError, as `forward`."""
+        return self(features).coordinates
+
     def _member(self, index: int) -> Head:
         member = self.members[index]
         assert isinstance(member, Head)
