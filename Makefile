@@ -12,7 +12,7 @@ run: install graphics
 	$(BIN)/cadloc-sweep run search_spaces/losses.yaml --out $(OUT)
 
 test: install graphics
-	$(BIN)/python -m pytest -q -m "not shared_data"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not shared_data"
 
 lint: install
 	$(BIN)/ruff check .

@@ -231,7 +231,7 @@ CONFIGS: list[LossConfig] = [
 
 
 def described(config: LossConfig) -> str:
-    chosen = [str(getattr(config, key)) for key in config.model_fields_set if key not in ("name", "reprojection")]
+    chosen = [str(getattr(config, key)) for key in sorted(config.model_fields_set) if key not in ("name", "reprojection")]
     return " ".join([config.name, *chosen])
 
 

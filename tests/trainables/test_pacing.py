@@ -29,7 +29,7 @@ def pace(iterations: int, schedule: ScheduleConfig, loss: LossConfig | None = No
 paces = st.builds(
     pace,
     st.integers(1, 300),
-    st.builds(Plateau, warm_up=st.floats(0, 1), cool_down=st.floats(0.01, 1), early_stop=st.just(EarlyStop())),
+    st.builds(Plateau, warm_up=st.floats(0, 1), cool_down=st.floats(0.01, 1), early_stop=st.just(EarlyStop(window=1))),
 )
 
 
@@ -97,7 +97,7 @@ def test_an_early_stop_ends_the_run_after_one_cool_down(run: Pace, share: float)
 
 def test_an_early_cool_down_is_the_late_one_come_early() -> None:
     """From the stop on, rates are those with which a run that never stops ends."""
-    run = pace(200, Plateau(warm_up=0.1, cool_down=0.2, early_stop=EarlyStop()))
+    run = pace(200, Plateau(warm_up=0.1, cool_down=0.2, early_stop=EarlyStop(window=1)))
     early = run.stopped_at(75)
     assert rates(early)[:75] == rates(run)[:75]
     assert rates(early)[75:] == rates(run)[160:]
@@ -106,7 +106,7 @@ def test_an_early_cool_down_is_the_late_one_come_early() -> None:
 
 def test_a_stop_during_the_last_cool_down_changes_nothing() -> None:
     """There is nothing left to save: rates, steps and progress stay as they were."""
-    run = pace(200, Plateau(cool_down=0.2, early_stop=EarlyStop()))
+    run = pace(200, Plateau(cool_down=0.2, early_stop=EarlyStop(window=1)))
     late = run.stopped_at(180)
     assert rates(late) == rates(run)
     np.testing.assert_allclose([late.progress(s) for s in range(201)], [run.progress(s) for s in range(201)])
