@@ -10,13 +10,13 @@ from typing import Any, cast
 
 from pydantic import BaseModel
 
-from cadloc.cad_files import referenced_files
 from cadloc.config import Domain, TrialConfig
 from cadloc.constraint_config import SurfaceConstraint
 from cadloc.contract import StageBuilder, StageSpec, Trainable
 from cadloc.global_config import GlobalFeaturesConfig, GlobalPlugin
 from cadloc.head_config import GlaceHead
-from cadloc.scene_config import CadConfig, PhotosConfig, SceneConfig, scene_viewpoints
+from cadloc.input_files import photo_files, scene_files
+from cadloc.scene_config import SceneConfig, scene_viewpoints
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _renders(config: TrialConfig, name: str, pairs: int | None = None) -> StageS
     viewpoints = scene_viewpoints(config.views.viewpoints, config.scene)
     views = _dump(config.views.model_copy(update={"viewpoints": viewpoints}), exclude={"gt_poses"})
     slice_ = {"scene": _dump(scene), "views": views, "source": name, **({} if pairs is None else {"pairs": pairs})}
-    return _stage("views", slice_, {}, _scene_files(scene))
+    return _stage("views", slice_, {}, scene_files(scene))
 
 
 def _photos(config: TrialConfig) -> StageSpec:
@@ -168,7 +168,7 @@ def _photos(config: TrialConfig) -> StageSpec:
         "short_side_px": min(image.width_px, image.height_px),
         "backend": config.views.backend,
     }
-    return _stage("photos", slice_, {}, (*_scene_files(scene), *photo_files(photos)))
+    return _stage("photos", slice_, {}, (*scene_files(scene), *photo_files(photos)))
 
 
 def _renders_at_photo_poses(config: TrialConfig) -> StageSpec:
@@ -180,7 +180,7 @@ def _renders_at_photo_poses(config: TrialConfig) -> StageSpec:
         "backend": views.backend,
         "seed": views.seed,
     }
-    return _stage("gt_poses", slice_, {"photos": _photos(config)}, _scene_files(_place_of_photos(config.scene)))
+    return _stage("gt_poses", slice_, {"photos": _photos(config)}, scene_files(_place_of_photos(config.scene)))
 
 
 def _place_of_photos(scene: SceneConfig) -> SceneConfig:
@@ -237,7 +237,7 @@ def _buffer(config: TrialConfig, views: StageSpec) -> StageSpec:
 def _distance_field(config: TrialConfig) -> StageSpec:
     scene = SceneConfig(name=config.scene.name, built_in=config.scene.built_in, cad=config.scene.cad)
     resolution = next(each.resolution for each in config.constraints if isinstance(each, SurfaceConstraint))
-    return _stage("distance_field", {"scene": _dump(scene), "resolution": resolution}, {}, _scene_files(scene))
+    return _stage("distance_field", {"scene": _dump(scene), "resolution": resolution}, {}, scene_files(scene))
 
 
 def _queries(config: TrialConfig, views: StageSpec, split: str) -> StageSpec:
@@ -276,26 +276,3 @@ def _weights(config: TrialConfig) -> tuple[Path, ...]:
 
 def _file(place: str) -> tuple[Path, ...]:
     return (Path(place),) if "/" in place else ()
-
-
-def _scene_files(scene: SceneConfig) -> tuple[Path, ...]:
-    files = list(_cad_files(scene.cad)) if scene.cad else []
-    for query_set in scene.query_sets.values():
-        files += _cad_files(query_set.cad)
-        files += [Path(query_set.registration)] if query_set.registration else []
-    return tuple(files)
-
-
-def photo_files(photos: PhotosConfig) -> tuple[Path, ...]:
-    """Files and folders whose content decides what the photos are: images, reconstruction, registration, splits.
-
-    The cameras of a list of poses are in another text file beside it.
-    """
-    named = (photos.registration, photos.splits.mapping, photos.splits.validation, photos.splits.query)
-    poses = Path(photos.reconstruction)
-    lists = sorted(poses.parent.glob("*.txt")) if poses.suffix == ".txt" and poses.is_file() else [poses]
-    return (Path(photos.images), *lists, *(Path(place) for place in named if place is not None))
-
-
-def _cad_files(cad: CadConfig) -> tuple[Path, ...]:
-    return (Path(cad.path), *referenced_files(Path(cad.path)))

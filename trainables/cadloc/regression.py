@@ -129,11 +129,7 @@ def train_head(config: TrialConfig, context: TrialContext, told: Told) -> Iterat
     metrics["map/size_mb"] = map_size_mb(context.directory)
     for name in test_sets(config):
         queries = Queries.open(context.stages[f"queries/{name}"])
-        evaluation = test(name, queries)
-        metrics |= _named(f"test/{name}", keep_answers(config, context, name, evaluation.answers(queries)))
-        draw_queries(context.directory / "figures" / f"queries_{name}.png", config, context.stages, name, evaluation)
-        metrics |= _named(f"test/{name}", evaluation.metrics)
-        metrics[f"time/{name}/localization_median_s"] = evaluation.localization_median_s
+        metrics |= _kept(config, context, name, queries, test(name, queries))
     draw_curves(context.directory / "figures" / "curves.png", training.progression.history)
     yield _progress(training, metrics, finished=True)
 
@@ -153,6 +149,16 @@ def _training(config: TrialConfig, context: TrialContext, told: Told) -> Trainin
     ).to(context.device)
     limits = constraints.build(config.constraints, context.stages, samples)
     return Training(head, samples, config, context.directory, limits, Workers(context.worker, context.workers))
+
+
+def _kept(
+    config: TrialConfig, context: TrialContext, name: str, queries: Queries, evaluation: Evaluation
+) -> dict[str, float]:
+    """Writes what came of a query set, and draws some of it; returns its metrics."""
+    metrics = _named(f"test/{name}", keep_answers(config, context, name, evaluation.answers(queries)))
+    draw_queries(context.directory / "figures" / f"queries_{name}.png", config, context.stages, name, evaluation)
+    metrics |= _named(f"test/{name}", evaluation.metrics)
+    return {**metrics, f"time/{name}/localization_median_s": evaluation.localization_median_s}
 
 
 def _progress(training: Training, metrics: Mapping[str, float], finished: bool = False) -> Progress:
