@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, assert_never
 
@@ -25,6 +24,7 @@ from cadloc.encoding import encode_image, stage_encoder
 from cadloc.global_config import GemFeatures, GlobalFeaturesConfig, GlobalPlugin
 from cadloc.matching.retrieval import nearest_first
 from cadloc.parts import join_parts, write_part
+from cadloc.plugins import installed_plugin
 
 GROUP = "cadloc.global_features"
 VIEWS_PER_CHUNK = 50
@@ -80,7 +80,7 @@ class PluginDescriber:
 
     def __init__(self, config: GlobalPlugin) -> None:
         self._config = config
-        self._model = load(config.entry_point)
+        self._model: ImageModel = installed_plugin(GROUP, config.entry_point, "global_features")
 
     def describe(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """What the model says, at unit length. Raises InputError for an answer that is no vector or has no length."""
@@ -109,17 +109,6 @@ def open_describer(config: GlobalFeaturesConfig, encoder: Encoder, directory: Pa
             return PluginDescriber(config)
         case _:
             assert_never(config)
-
-
-def load(name: str) -> ImageModel:
-    """The installed model of that name; InputError, naming those that there are, when there is none."""
-    installed = {entry.name: entry for entry in entry_points(group=GROUP)}
-    if name not in installed:
-        allowed = f"an entry point of the group {GROUP}: {', '.join(sorted(installed)) or 'none is installed'}"
-        action = "install the package that brings it"
-        raise InputError(Fault("global_features", "entry_point", repr(name), allowed, action))
-    model: ImageModel = installed[name].load()
-    return model
 
 
 def retrieve(query: NDArray[np.float32], mapping: NDArray[np.float32], k: int) -> NDArray[np.intp]:

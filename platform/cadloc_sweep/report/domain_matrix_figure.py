@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cadloc.contract import Fault, InputError
 from cadloc_sweep.report.domain_matrix import (
     METRICS,
     Cell,
@@ -24,14 +21,13 @@ from cadloc_sweep.report.domain_matrix import (
     seeds_of,
     title_of,
 )
+from cadloc_sweep.report.figure_files import check_ending, write_figure
 from cadloc_sweep.report.results import SweepResults
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap, Normalize
-    from matplotlib.figure import Figure
 
-FORMATS = (".png", ".svg")
 """Endings of a figure's path."""
 
 
@@ -45,8 +41,7 @@ def draw_matrix(
     """
     from matplotlib.figure import Figure
 
-    if path.suffix.lower() not in FORMATS:
-        raise InputError(Fault(str(path), "the figure's ending", path.suffix or "none", ", ".join(FORMATS)))
+    check_ending(path)
     drawn = matrices(results, metrics)
     heights = [0.9 + 0.62 * len(matrix.rows) for matrix in drawn]
     width = 1.6 + 1.35 * max(len(matrix.test_sets) for matrix in drawn)
@@ -58,7 +53,7 @@ def draw_matrix(
             _draw(axes, matrix, metric, scale, queries)
         grid[0, column].set_title(f"{title_of(metric)}\n{grid[0, column].get_title()}", fontsize=9, parse_math=False)
     figure.supxlabel(footnote(), fontsize=7)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 @dataclass(frozen=True)
@@ -109,18 +104,3 @@ def _draw(axes: Axes, matrix: DomainMatrix, metric: str, scale: _Scale, queries:
     axes.set_ylabel("trained on", fontsize=8)
     axes.set_title(matrix.title, fontsize=9, parse_math=False)
     axes.tick_params(length=0)
-
-
-def _write(figure: Figure, path: Path) -> None:
-    """Written aside and renamed: a reader finds the old figure or the new one, whole."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    FigureCanvasAgg(figure)
-    content = io.BytesIO()
-    with rc_context({"svg.fonttype": "none"}):  # text stays text: it can be searched and copied
-        figure.savefig(content, format=path.suffix[1:].lower(), dpi=150)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_bytes(content.getvalue())
-    os.replace(aside, path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,6 +12,7 @@ from cadloc.config import PluginFeatures
 from cadloc.contract import Fault, InputError
 from cadloc.localization import REFERENCE_SIDE_PX
 from cadloc.matching.local_features import LocalFeatures, Matches
+from cadloc.plugins import installed_plugin
 
 GROUP = "cadloc.matchers"
 
@@ -28,7 +28,7 @@ class PluginMatcher:
 
     def __init__(self, config: PluginFeatures) -> None:
         self._config = config
-        self._matcher = load(config.entry_point)
+        self._matcher: ImageMatcher = installed_plugin(GROUP, config.entry_point, "matching.features")
 
     def describe(self, image: NDArray[np.uint8], known: NDArray[np.bool_] | None = None) -> LocalFeatures:
         """The image alone: matches on what is not known are dropped later, when they are lifted."""
@@ -47,14 +47,3 @@ class PluginMatcher:
             limit_px = near_px * query.short_side_px / REFERENCE_SIDE_PX
             near &= np.linalg.norm(pixels[0] - pixels[1], axis=1) <= limit_px
         return Matches(pixels[0][near], pixels[1][near])
-
-
-def load(name: str) -> ImageMatcher:
-    """The installed matcher of that name; InputError, naming those that there are, when there is none."""
-    installed = {entry.name: entry for entry in entry_points(group=GROUP)}
-    if name not in installed:
-        allowed = f"an entry point of the group {GROUP}: {', '.join(sorted(installed)) or 'none is installed'}"
-        action = "install the package that brings it"
-        raise InputError(Fault("matching.features", "entry_point", repr(name), allowed, action))
-    matcher: ImageMatcher = installed[name].load()
-    return matcher
