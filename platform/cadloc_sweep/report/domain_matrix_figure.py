@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap, Normalize
 
-"""Endings of a figure's path."""
-
 
 def draw_matrix(
     results: SweepResults, path: Path, metrics: Sequence[str] = METRICS, queries: QueryCounts | None = None
