@@ -231,7 +231,8 @@ CONFIGS: list[LossConfig] = [
 
 
 def described(config: LossConfig) -> str:
-    chosen = [str(getattr(config, key)) for key in sorted(config.model_fields_set) if key not in ("name", "reprojection")]
+    keys = sorted(config.model_fields_set - {"name", "reprojection"})  # in one order, whichever process asks
+    chosen = [str(getattr(config, key)) for key in keys]
     return " ".join([config.name, *chosen])
 
 
