@@ -29,8 +29,8 @@ def footnote(scenes: Sequence[SceneEfficiency]) -> str:
         "the log ratios], below 1 is better, ! excludes 1; what seeds share (views, buffer, queries) is left out of it",
         "reaches E with: the fewest samples, of the budgets tried and over all of the baseline's seeds, whose mean "
         "ratio is 1 or less, as a share of the baseline's samples seen; no smaller share was looked for, and the "
-        "first of several budgets to pass is the luckier for it",
-        "at equal budget: better, the interval ends at 1 or below; worse, it lies above 1; else not distinguishable; "
+        "first of several budgets, or the best of several arms, is the luckier for it",
+        "at equal budget: better, the interval lies below 1; worse, it lies above 1; else not distinguishable; "
         "–, no interval. The baseline's own row is what the budget alone does",
     ]
     if not same_budgets(scenes):

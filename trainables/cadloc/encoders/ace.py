@@ -103,7 +103,17 @@ def save_ace(encoder: AceFeatures, path: Path, card: Mapping[str, Json]) -> None
 
 
 # What PyTorch's reader of pickles lets through, found by feeding it mutated files.
-_BROKEN = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AssertionError, struct.error)
+_BROKEN = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
