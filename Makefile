@@ -6,13 +6,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= sweeps
 
-.PHONY: run test lint types install graphics clean
+.PHONY: run test bench lint types install graphics clean
 
 run: install graphics
 	$(BIN)/cadloc-sweep run search_spaces/losses.yaml --out $(OUT)
 
 test: install graphics
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not shared_data"
+
+# Ratios against baselines of the same run; for an otherwise idle machine. `make bench ONLY="train render"`: some of them.
+bench: install graphics
+	$(BIN)/python -m benchmarks $(ONLY)
 
 lint: install
 	$(BIN)/ruff check .

@@ -7,7 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 
-from cadloc.contract import Json, digest
+from cadloc.contract import Json, StageSpec, digest
+from cadloc.prefixes import TRUNK, own_steps
 from cadloc_sweep.ledger import read_results
 from cadloc_sweep.plan import Plan
 from cadloc_sweep.stages import StageStore
@@ -15,6 +16,21 @@ from cadloc_sweep.trials import SweepPaths, Trial, trial_from_file
 
 _BUDGET_KEYS = ("trainable", "views", "encoder", "buffer", "head", "training")
 """Parts of a configuration that decide how long a trial takes; its loss hardly matters."""
+_TRAINING_S = "time/training_s"
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Training of the plan's trials that begin with steps of others: each by itself, and with what they share once.
+
+    Seconds are 0 where no trial of the same budget tells them.
+    """
+
+    trials: int
+    steps_alone: int
+    steps: int
+    seconds_alone: float
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -22,7 +38,7 @@ class Cost:
     """Seconds of work (not of waiting: several run at once; that of workers adds up) for what is still to be done.
 
     `trial_seconds` and `stage_seconds` cover what earlier trials of the same budget and stored stages of the same
-    kind tell about; `unknown_trials` and `unknown_stages` count the rest.
+    kind tell about; `unknown_trials` and `unknown_stages` count the rest. `sharing` is of all trials, done or not.
     """
 
     trials: int
@@ -31,6 +47,7 @@ class Cost:
     stage_seconds: float
     unknown_trials: int
     unknown_stages: int
+    sharing: Sharing
 
 
 def cost_of(plan: Plan, paths: SweepPaths, store: StageStore) -> Cost:
@@ -38,36 +55,85 @@ def cost_of(plan: Plan, paths: SweepPaths, store: StageStore) -> Cost:
     results = read_results(paths)
     pending = [trial for trial in plan.trials if trial.id not in results or results[trial.id].status == "interrupted"]
     keys = {key for trial in pending for key in plan.stages[trial.id].values()}
-    missing = [spec.kind for level in plan.levels(keys) for spec in level if not store.directory(spec).is_dir()]
-    trial_times = _trial_times(paths)
-    stage_times = _medians((entry.kind, entry.seconds) for entry in store.entries())
-    budgets = [_budget(trial) for trial in pending]
+    missing = [spec for level in plan.levels(keys) for spec in level if not store.directory(spec).is_dir()]
+    rates = _Rates(plan, paths, store)
+    trials, stages = [rates.of_trial(trial) for trial in pending], [rates.of_stage(spec) for spec in missing]
+    kinds = [spec.kind for spec in missing]
     return Cost(
         trials=len(pending),
-        stages={kind: missing.count(kind) for kind in dict.fromkeys(missing)},
-        trial_seconds=sum(
-            trial_times.get(budget, 0.0) * trial.resources.workers
-            for trial, budget in zip(pending, budgets, strict=True)
-        ),
-        stage_seconds=sum(stage_times.get(kind, 0.0) for kind in missing),
-        unknown_trials=_absent(budgets, trial_times),
-        unknown_stages=_absent(missing, stage_times),
+        stages={kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
+        trial_seconds=_sum(trials),
+        stage_seconds=_sum(stages),
+        unknown_trials=trials.count(None),
+        unknown_stages=stages.count(None),
+        sharing=_sharing(plan, rates),
     )
 
 
-def _trial_times(paths: SweepPaths) -> dict[str, float]:
-    """Median seconds of finished trials by budget."""
-    times: list[tuple[str, float]] = []
-    for result in read_results(paths).values():
-        with suppress(OSError, ValueError, TypeError, KeyError):
-            if result.status == "finished":
-                times.append((_budget(trial_from_file(paths.trial(result.id))), result.seconds))
-    return _medians(times)
+def _sharing(plan: Plan, rates: _Rates) -> Sharing:
+    sharing = [trial for trial in plan.trials if TRUNK in plan.stages[trial.id]]
+    trunks = [spec for spec in plan.specs.values() if spec.kind == TRUNK]
+    alone = [(trial.config.training.iterations, _budget_of(trial)) for trial in sharing]
+    shared = [(steps - _start(plan, trial), budget) for trial, (steps, budget) in zip(sharing, alone, strict=True)]
+    shared += [(own_steps(spec), _budget(spec.config["trial"])) for spec in trunks]
+    return Sharing(
+        trials=len(sharing),
+        steps_alone=sum(steps for steps, _ in alone),
+        steps=sum(steps for steps, _ in shared),
+        seconds_alone=rates.of_steps(alone),
+        seconds=rates.of_steps(shared),
+    )
 
 
-def _budget(trial: Trial) -> str:
-    config: Mapping[str, Json] = trial.config.model_dump(mode="json")
-    return digest({key: config[key] for key in _BUDGET_KEYS} | {"workers": trial.resources.workers})
+class _Rates:
+    """Medians of what was done before: seconds of a trial from its first step and of a step, both by budget, and of a
+    stage, by kind. A step is training alone, without validation."""
+
+    def __init__(self, plan: Plan, paths: SweepPaths, store: StageStore) -> None:
+        self._plan = plan
+        trials: list[tuple[str, float]] = []
+        steps: list[tuple[str, float]] = []
+        for result in read_results(paths).values():
+            with suppress(OSError, ValueError, TypeError, KeyError):
+                if result.status == "finished":
+                    trial = trial_from_file(paths.trial(result.id))
+                    step_s = result.metrics.get(_TRAINING_S, 0.0) / trial.config.training.iterations
+                    trials.append((_budget_of(trial), result.seconds + _start(plan, trial) * step_s))
+                    steps += [(_budget_of(trial), step_s)] if _TRAINING_S in result.metrics else []
+        self._trials, self._steps = _medians(trials), _medians(steps)
+        self._stages = _medians((entry.kind, entry.seconds) for entry in store.entries())
+
+    def of_trial(self, trial: Trial) -> float | None:
+        """Seconds, but for what it starts from; None where nothing tells."""
+        budget = _budget_of(trial)
+        if budget not in self._trials:
+            return None
+        before_s = _start(self._plan, trial) * self._steps.get(budget, 0.0)
+        return max(0.0, self._trials[budget] - before_s) * trial.resources.workers
+
+    def of_stage(self, spec: StageSpec) -> float | None:
+        """Seconds; None where nothing tells."""
+        step_s = self._steps.get(_budget(spec.config["trial"])) if spec.kind == TRUNK else None
+        return self._stages.get(spec.kind) if step_s is None else own_steps(spec) * step_s
+
+    def of_steps(self, steps: Sequence[tuple[int, str]]) -> float:
+        """Seconds of so many steps of a budget each; 0 where nothing tells of one."""
+        known = all(budget in self._steps for _, budget in steps)
+        return sum(count * self._steps[budget] for count, budget in steps) if known else 0.0
+
+
+def _start(plan: Plan, trial: Trial) -> int:
+    """The step from which on the trial trains by itself."""
+    key = plan.stages.get(trial.id, {}).get(TRUNK)
+    return 0 if key is None else int(plan.specs[key].config["until"])
+
+
+def _budget_of(trial: Trial) -> str:
+    return _budget(trial.config.model_dump(mode="json"), trial.resources.workers)
+
+
+def _budget(config: Mapping[str, Json], workers: int = 1) -> str:
+    return digest({key: config[key] for key in _BUDGET_KEYS} | {"workers": workers})
 
 
 def _medians(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
@@ -77,5 +143,5 @@ def _medians(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
     return {key: median(group) for key, group in groups.items()}
 
 
-def _absent(wanted: Sequence[str], known: Mapping[str, float]) -> int:
-    return sum(key not in known for key in wanted)
+def _sum(seconds: Iterable[float | None]) -> float:
+    return sum(each or 0.0 for each in seconds)

@@ -7,11 +7,12 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from types import FrameType
 
-from cadloc.contract import InputError, MissingSystemLibrary, StageSpec
+from cadloc.contract import InputError, MissingSystemLibrary
 from cadloc.documents import dump_document
+from cadloc_sweep.agenda import Agenda
 from cadloc_sweep.displays import Display
 from cadloc_sweep.durable_files import write_aside, write_json
 from cadloc_sweep.executors import Executor, StageEvent, TrialEvent, TrialTask
@@ -26,10 +27,6 @@ from cadloc_sweep.trials import SweepPaths, Trial, TrialResult
 from cadloc_sweep.worker import lost_result
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-
-
-class _Drained(Exception):
-    """Nothing more is to be started."""
 
 
 class Driver:
@@ -54,7 +51,6 @@ class Driver:
             if trial.id in ledger.results and told.get(trial.id) != ledger.results[trial.id].status
         ]  # fmt: skip
         self._executor: Executor | None = None
-        self._broken: dict[str, StageEvent] = {}
         self._items: Counter[str] = Counter()
         self._drained = self._out_of_disk = False
 
@@ -90,70 +86,39 @@ class Driver:
         write_json(self._paths.plan, self._plan.to_json())
 
     def _work(self, pending: Sequence[Trial], make_executor: Callable[[], Executor]) -> None:
-        """Stages level by level, then the trials whose stages are there."""
+        """Stages and trials, each as soon as it can be."""
         self._executor = executor = make_executor()
         try:
-            with self._draining_on_interrupt():
-                self._build({key for trial in pending for key in self._plan.stages[trial.id].values()})
-                ready = [task for trial in pending if (task := self._task(trial)) is not None]
-                if ready:
-                    executor.run_trials(ready, self._on_trial)
-        except _Drained:
-            self._drained = True
+            with (
+                self._draining_on_interrupt(),
+                closing(Agenda(self._plan, pending, self._paths, self._store, self._heed_stop_request)) as agenda,
+            ):
+                self._display.stages_wanted(agenda.missing)
+                if not self._drained:
+                    executor.run(agenda, lambda event: self._on_stage(agenda, event), self._on_trial)
         finally:
             executor.close()
 
-    def _build(self, keys: set[str]) -> None:
-        levels = self._plan.levels(keys)
-        self._display.stages_wanted([spec for level in levels for spec in level if not self._store.has(spec)])
-        for level in levels:
-            possible = [spec for spec in level if not self._is_broken(spec)]
-            with self._store.locked(possible, waiting=self._check_drained):
-                self._build_level([spec for spec in possible if not self._store.has(spec)])
-
-    def _build_level(self, missing: Sequence[StageSpec]) -> None:
-        jobs = [self._store.begin(spec) for spec in missing]
-        try:
-            if jobs:
-                self._check_drained()
-                assert self._executor is not None
-                self._executor.build_stages(jobs, self._on_stage)
-        finally:
-            for job in jobs:
-                self._store.abandon(job)
-        self._check_drained()
-
-    def _is_broken(self, spec: StageSpec) -> bool:
-        """Whether a stage cannot be made because one that it is made from could not."""
-        inputs = [inner.key for inner in spec.inputs.values() if inner.key in self._broken]
-        if inputs:
-            self._broken[spec.key] = self._broken[inputs[0]]
-        return bool(inputs)
-
-    def _task(self, trial: Trial) -> TrialTask | None:
-        """The trial with its stages; None, and a failed result, when one of them could not be made."""
-        keys = self._plan.stages[trial.id]
-        stages = {role: self._store.directory(self._plan.specs[key]) for role, key in keys.items()}
-        task = TrialTask(trial, stages, self._paths.trial(trial.id).directory)
-        broken = next((self._broken[key] for key in keys.values() if key in self._broken), None)
-        if broken is None:
-            return task
-        result = lost_result(task, f"stage {broken.job.spec.kind} failed: {broken.error}", trace=broken.traceback)
-        self._on_trial(TrialEvent(trial.id, "started"))
-        self._on_trial(TrialEvent(trial.id, "ended", result=result))
-        return None
-
-    def _on_stage(self, event: StageEvent) -> None:
-        spec = event.job.spec
+    def _on_stage(self, agenda: Agenda, event: StageEvent) -> None:
+        spec, lost = event.job.spec, []
         if event.kind == "chunk":
             self._items[spec.key] += event.items
         elif event.kind == "built":
-            self._store.publish(event.job, self._items[spec.key], event.seconds)
+            agenda.built(event.job, self._items[spec.key], event.seconds)
             self._ledger.record("stage_built", kind=spec.kind, key=spec.key, seconds=round(event.seconds, 3))
         else:
             self._stage_failed(event)
+            lost = agenda.failed(event)
         self._display.stage_event(event)
+        for task, cause in lost:
+            self._lost(task, cause)
         self._heed_stop_request()
+
+    def _lost(self, task: TrialTask, broken: StageEvent) -> None:
+        """A trial fails with the stage that it needs."""
+        result = lost_result(task, f"stage {broken.job.spec.kind} failed: {broken.error}", trace=broken.traceback)
+        self._on_trial(TrialEvent(task.trial.id, "started"))
+        self._on_trial(TrialEvent(task.trial.id, "ended", result=result))
 
     def _stage_failed(self, event: StageEvent) -> None:
         """A stage that fails, fails its trials; a bad input, a missing library or a full disk ends the sweep."""
@@ -163,7 +128,6 @@ class Driver:
             raise error
         if isinstance(error, OSError) and error.errno in _FULL_DISK:
             raise error
-        self._broken[spec.key] = event
 
     def _on_trial(self, event: TrialEvent) -> None:
         trial = self._trials[event.trial_id]
@@ -198,11 +162,6 @@ class Driver:
             )
             self._drained = True
             self._drain()
-
-    def _check_drained(self) -> None:
-        self._heed_stop_request()
-        if self._drained or self._out_of_disk:
-            raise _Drained
 
     def _drain(self) -> None:
         if self._executor is not None:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cadloc.contract import Json
-from cadloc_sweep.costs import Cost
+from cadloc_sweep.costs import Cost, Sharing
 from cadloc_sweep.plan import Plan
 from cadloc_sweep.progress import duration
 from cadloc_sweep.report.results import PLANNED, SweepResults, TrialOutcome
@@ -59,9 +59,17 @@ def plan_lines(plan: Plan, cost: Cost) -> Iterator[str]:
     for workers, cpu, gpu in {(r.workers, r.cpu, r.gpu) for r in (trial.resources for trial in plan.trials)}:
         if workers > 1:
             yield f"{workers} workers share each trial: {workers * cpu:g} CPU and {workers * gpu:g} GPU in all"
+    if cost.sharing.trials:
+        yield _sharing_words(cost.sharing)
     yield f"next run: {cost.trials} trials, {sum(cost.stages.values())} stages; {_cost_words(cost)}"
     for warning in plan.warnings:
         yield f"warning: {warning}"
+
+
+def _sharing_words(sharing: Sharing) -> str:
+    steps = f"{sharing.steps:,} of their {sharing.steps_alone:,} steps ({sharing.steps / sharing.steps_alone:.0%})"
+    known = f", about {duration(sharing.seconds)} of training instead of {duration(sharing.seconds_alone)}"
+    return f"{sharing.trials} trials share prefixes: {steps}{known if sharing.seconds_alone else ''}"
 
 
 def _cost_words(cost: Cost) -> str:

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cadloc.catalog import stages_of
+from cadloc.config import TrialConfig
 from cadloc.contract import Fault, InputError, Json, StageSpec, digest, identity
+from cadloc.prefixes import TRUNK, shared_trunks
 from cadloc.scene_config import SceneConfig
 from cadloc_sweep.arms import Arm
 from cadloc_sweep.designs import RandomSample
@@ -20,6 +22,7 @@ SCHEMA = 1
 class Plan:
     """Trials (seed by seed, so that an early end leaves every arm with some), and their stages by role and key.
 
+    What trials share of their training is one of them, `trunk`; but no part of what a trial is, nor of its result.
     `specs` holds each stage once, inputs before what is made from them. `baseline` are the factor values, without
     the scene, of the arm that others are compared with.
     """
@@ -80,6 +83,7 @@ def make_plan(space: SearchSpace) -> Plan:
     trials: list[Trial] = []
     stages: dict[str, dict[str, str]] = {}
     specs: dict[str, StageSpec] = {}
+    read: list[tuple[TrialConfig, Mapping[str, StageSpec]]] = []
     for seed in range(space.repeats):
         for scene in space.scenes:
             for arm in space.arms:
@@ -90,7 +94,11 @@ def make_plan(space: SearchSpace) -> Plan:
                     raise InputError(Fault(str(error.filename), "the whole file", found, "a readable file")) from error
                 keys = {role: _add_spec(spec, specs) for role, spec in needs.items()}
                 trials.append(trial)
+                read.append((trial.config, needs))
                 stages[trial.id] = keys
+    if space.share_prefixes and space.resources.workers == 1:  # several workers share a trial in another way
+        for number, trunk in shared_trunks(read, trials[0].device).items():
+            stages[trials[number].id][TRUNK] = _add_spec(trunk, specs)
     return Plan(space.name, tuple(trials), stages, specs, space.baseline, tuple(_warnings(space)))
 
 

@@ -27,7 +27,7 @@ from cadloc_sweep.sweep import run_sweep
 from cadloc_sweep.trackers import Tracker
 from cadloc_sweep.trackers.jsonl import JsonlTracker
 from cadloc_sweep.trackers.own_store import without_password
-from cadloc_sweep.trials import SweepPaths, Trial, TrialResult
+from cadloc_sweep.trials import Resources, SweepPaths, Trial, TrialResult
 
 PROGRAM = "cadloc-sweep"
 
@@ -64,11 +64,11 @@ class Place:
         self,
         stop: Stop = NoStop(),  # noqa: B008 -- frozen
         objective: Objective = Objective(),  # noqa: B008 -- frozen
-        workers: int = 1,
+        resources: Resources = Resources(),  # noqa: B008 -- frozen
     ) -> Executor:
         """The executor; ray is imported for `ray` only."""
         if self.executor == "inline":
-            return InlineExecutor(stop.scheduler, workers)
+            return InlineExecutor(stop.scheduler, resources.workers, resources.pack)
         from cadloc_sweep.executors.on_ray import RayExecutor
 
         return RayExecutor(self.address, self.cpus, self.gpus, stop=stop, objective=objective)
@@ -121,7 +121,7 @@ def _sweep(
             plan,
             paths,
             StageStore(store or paths.store, display.note),
-            lambda: place.make_executor(space.stop, space.objective, space.resources.workers),
+            lambda: place.make_executor(space.stop, space.objective, space.resources),
             trackers,
             display,
             retry_failed,

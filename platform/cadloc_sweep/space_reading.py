@@ -60,6 +60,7 @@ class _Reading:
         arms = self._arms(settings, factors, scenes[0] if scenes else _ANY_SCENE)
         self._suits(scenes, arms)
         self._workers(settings, arms, scenes[0] if scenes else _ANY_SCENE)
+        self._packs(settings, arms)
         if not self._faults:
             self._metrics(settings, scenes, arms)
         if self._faults:
@@ -77,6 +78,7 @@ class _Reading:
             resources=settings.resources,
             baseline=_factors_of(reference(factors, settings.design), arms),
             resolved={**self._document.data, "scenes": [_written(scene) for scene in scenes]},
+            share_prefixes=settings.share_prefixes,
         )
 
     def _settings(self) -> SpaceSettings:
@@ -196,6 +198,17 @@ class _Reading:
             elif config.training.batch_size % workers:
                 found, allowed = f"{workers}, and training.batch_size {config.training.batch_size}", "a divisor of it"
                 self._add(("resources", "workers"), found, allowed)
+
+    def _packs(self, settings: SpaceSettings, arms: Sequence[Arm]) -> None:
+        """Whether a server can do the trials' training where one is asked for by name."""
+        if settings.resources.pack != "always":
+            return
+        if settings.resources.workers > 1:
+            found, allowed = "always, and several workers", "auto or never where workers share each trial"
+            self._add(("resources", "pack"), found, allowed)
+        if any(arm.trial_config(_ANY_SCENE, 0).trainable == "render_and_match" for arm in arms):
+            found, allowed = "always, and the trainable render_and_match", "auto or never where nothing is trained"
+            self._add(("resources", "pack"), found, allowed)
 
     def _metrics(self, settings: SpaceSettings, scenes: Sequence[SceneConfig], arms: Sequence[Arm]) -> None:
         """Every trial must report the metrics that it is judged and stopped by."""

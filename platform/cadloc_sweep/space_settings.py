@@ -83,3 +83,5 @@ class SpaceSettings(Settings):
     objective: Objective = Objective()
     stop: Stop = NoStop()
     resources: Resources = Resources()
+    share_prefixes: bool = True
+    """Whether trials that begin with the same steps of training take them once; results are the same."""

@@ -20,7 +20,8 @@ class SearchSpace:
     """Every scene × arm × seed of one question.
 
     `baseline` are the factor values of the arm that the others are compared with; None when it is not tried.
-    `resolved` is the file's data with every variable filled in and every file name absolute.
+    `resolved` is the file's data with every variable filled in and every file name absolute. `share_prefixes`: trials
+    that begin with the same steps of training take them once.
     """
 
     name: str
@@ -35,6 +36,7 @@ class SearchSpace:
     resources: Resources
     baseline: Mapping[str, Json] | None
     resolved: Mapping[str, Json]
+    share_prefixes: bool = True
 
 
 def load_space(name_or_path: str, settings: Sequence[str] = ()) -> SearchSpace:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, assert_never
 
 from cadloc.config import TrialConfig
 from cadloc.contract import Json
@@ -16,13 +16,25 @@ TrialStatus: TypeAlias = Literal["finished", "stopped", "failed", "interrupted"]
 """`stopped`: ended early by the scheduler, on purpose; `interrupted`: to be taken up again by the next run."""
 
 
+_PACKED = ("ace", "glace")
+"""Trainables whose training a server can do; one of a user's own may know how to."""
+
+
 class Resources(Settings):
-    """What one trial occupies while it runs: `workers` times `cpu` and `gpu`; fractions of a GPU share it."""
+    """What one trial occupies while it runs: `workers` times `cpu` and `gpu`; fractions of a GPU share it.
+
+    A packed trial trains on a server, which has a whole GPU and trains up to `slots` trials at once; the trial itself
+    occupies CPUs only. Nothing of this changes what a trial is: results agree.
+    """
 
     cpu: Positive = 1
     gpu: NonNegative = 0
     workers: Count = 1
     """Processes that share the training of the trial, each with a part of every batch."""
+    pack: Literal["auto", "never", "always"] = "auto"
+    """`auto`: packed where the trial asks for a GPU and there is one; `always`: on a CPU as well, where gpu is 0."""
+    slots: Count = 16
+    """Trials that one server trains at once."""
     max_runtime_s: Positive | None = None
     """A trial that reports progress later than this after its start fails. None: no limit."""
 
@@ -53,6 +65,19 @@ class Trial:
     def device(self) -> str:
         """`cuda` when the trial asks for (a share of) a GPU, else `cpu`."""
         return "cuda" if self.resources.gpu > 0 else "cpu"
+
+    @property
+    def packs(self) -> bool:
+        """Whether it is to be trained on a server, with others; no server is on a GPU that is not there."""
+        match self.resources.pack:
+            case "never":
+                return False
+            case "always":
+                return self.resources.workers == 1
+            case "auto":
+                return self.device == "cuda" and self.resources.workers == 1 and self.config.trainable in _PACKED
+            case _:
+                assert_never(self.resources.pack)
 
     def to_json(self) -> dict[str, Json]:
         """The trial as JSON; `from_json` undoes it."""

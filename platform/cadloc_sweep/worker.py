@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 from cadloc.catalog import trainable
-from cadloc.contract import CadlocError, Progress, TrialContext, WorkerLost
+from cadloc.contract import CadlocError, Pack, Progress, TrialContext, WorkerLost
 from cadloc_sweep.durable_files import CorruptFile, write_json
 from cadloc_sweep.executors import TrialTask
 from cadloc_sweep.ledger import read_result, write_result
@@ -66,15 +66,17 @@ def run_steps(task: TrialTask, on_progress: Callable[[Progress], None], stop: Ca
             return read_result(TrialPaths(task.directory))
 
 
-def trial_steps(task: TrialTask) -> Generator[Progress, None, TrialResult]:
+def trial_steps(task: TrialTask, pack: Pack | None = None) -> Generator[Progress, None, TrialResult]:
     """A trial, step by step: yields as its trainable does and returns the result, which is then on disk.
+
+    Where `pack` is given it trains with others on a server, and has no GPU of its own.
 
     An error of the trial is a result (`failed`), never an exception; but WorkerLost says nothing of the trial and is
     raised. Closing the generator ends the trial as `interrupted`; the next run takes it up from its last checkpoint.
     A finished result that stands there already is returned as it is: the worker that wrote it died before it could
     tell.
     """
-    attempt = _Attempt(task)
+    attempt = _Attempt(task, pack)
     finished = attempt.finished_before()
     if finished is not None:
         return finished
@@ -122,11 +124,11 @@ def lost_result(task: TrialTask, reason: str, status: TrialStatus = "failed", tr
 class _Attempt:
     """One attempt at a trial: its clock, its files, its latest metrics."""
 
-    def __init__(self, task: TrialTask) -> None:
+    def __init__(self, task: TrialTask, pack: Pack | None = None) -> None:
         self.trial = task.trial
         self.paths = TrialPaths(task.directory)
         self.metrics: dict[str, float] = {}
-        self._stages = task.stages
+        self._stages, self._pack = task.stages, pack
         self._started = time.time()
         self._clock = time.perf_counter()
 
@@ -147,11 +149,9 @@ class _Attempt:
 
     def steps(self) -> Generator[Progress, None, None]:
         """The trainable's progress, recorded."""
-        resources = self.trial.resources
-        context = TrialContext(self.paths.directory, self._stages, self.trial.device, workers=resources.workers)
-        limit_s = resources.max_runtime_s or math.inf
+        limit_s = self.trial.resources.max_runtime_s or math.inf
         finished = False
-        with closing(_generator(trainable(self.trial.config.trainable)(self.trial.config, context))) as run:
+        with closing(_generator(trainable(self.trial.config.trainable)(self.trial.config, self._context()))) as run:
             for number, progress in enumerate(run):
                 self._record(progress, first=number == 0)
                 finished = progress.finished
@@ -160,6 +160,17 @@ class _Attempt:
                     raise RuntimeExceeded(f"ran longer than resources.max_runtime_s = {limit_s:g}")
         if not finished:
             raise RuntimeError("the trainable ended without a finished progress")
+
+    def _context(self) -> TrialContext:
+        resources = self.trial.resources
+        return TrialContext(
+            self.paths.directory,
+            self._stages,
+            self.trial.device if self._pack is None else "cpu",  # the GPU is the server's
+            workers=resources.workers,
+            pack=self._pack,
+            cpus=max(1, int(resources.cpu)),
+        )
 
     def failure(self, error: Exception) -> TrialResult:
         """The result of an error. A full disk is no fault of the trial's: it is interrupted, and says so."""

@@ -61,14 +61,14 @@ class DrainingAfter(InlineExecutor):
         super().__init__()
         self._left = left
 
-    def run_trials(self, tasks: Any, on_event: Any) -> None:
+    def run(self, agenda: Any, on_stage: Any, on_trial: Any) -> None:
         def heard(event: Any) -> None:
-            on_event(event)
+            on_trial(event)
             self._left -= event.kind == "progress"
             if event.kind == "progress" and self._left == 0:
                 self.drain()
 
-        super().run_trials(tasks, heard)
+        super().run(agenda, on_stage, heard)
 
 
 @pytest.fixture(scope="module")

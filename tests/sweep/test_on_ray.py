@@ -13,9 +13,11 @@ import pytest
 from cadloc.contract import Json
 from cadloc_sweep.executors import TrialEvent
 from cadloc_sweep.executors.on_ray import RayExecutor, check_reachable
+from cadloc_sweep.executors.on_ray_searcher import beside_stages
 from cadloc_sweep.failures import ExecutorUnreachable, ExitCode, OutOfResources
 from cadloc_sweep.outcomes import Outcome
 from cadloc_sweep.space_settings import AshaStop, Objective
+from cadloc_sweep.trials import Resources
 from cadloc_sweep.worker import read_history
 
 if TYPE_CHECKING:
@@ -50,6 +52,14 @@ def _local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
+PATIENT = """\
+# Does anything run while stages are built?
+name: toys
+scenes: [gate, rotunda]
+trial: {trainable: "patient_stage:train"}
+"""
+
+
 class Draining(RayExecutor):
     """Drains itself at the first progress it hears of, and keeps the events."""
 
@@ -58,14 +68,14 @@ class Draining(RayExecutor):
         self.events: list[TrialEvent] = []
         self._drain = drain
 
-    def run_trials(self, tasks: Any, on_event: Callable[[TrialEvent], None]) -> None:
+    def run(self, agenda: Any, on_stage: Any, on_trial: Callable[[TrialEvent], None]) -> None:
         def heard(event: TrialEvent) -> None:
             self.events.append(event)
-            on_event(event)
+            on_trial(event)
             if event.kind == "progress" and self._drain:
                 self.drain()
 
-        super().run_trials(tasks, heard)
+        super().run(agenda, on_stage, heard)
 
 
 def metrics_of(outcome: Outcome) -> Mapping[str, Json]:
@@ -99,6 +109,32 @@ def test_ray_and_inline_agree_to_the_last_bit(toys: ToySweep) -> None:
     spec = next(iter(toys.plan().specs.values()))
     chunks = [(sweep.store.directory(spec) / "2.txt").read_text() for sweep in (on_ray, inline)]
     assert chunks[0] == chunks[1]
+
+
+def test_a_trial_runs_while_stages_of_other_scenes_are_built(toys: ToySweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage that waits for the end of another scene's trial gets built; its own trial runs in Tune's next round."""
+    monkeypatch.setattr("cadloc_sweep.executors.on_ray_searcher.GAP_S", 0.0)
+    toys.text = PATIENT
+    assert toys.run(make_executor=RayExecutor).counts == {"finished": 2}
+
+
+@pytest.mark.parametrize(
+    ("pieces", "on_gpu", "cpus", "gpus", "asked", "expected"),
+    [
+        (9, 0, 2, 0, Resources(), 1),
+        (1, 0, 16, 0, Resources(), 15),
+        (0, 0, 16, 0, Resources(cpu=4), 3),
+        (40, 0, 16, 0, Resources(), 1),
+        (40, 0, 16, 2, Resources(gpu=0.5), 4),
+        (40, 1, 16, 2, Resources(gpu=0.5), 2),
+        (5, 0, 1, 0, Resources(), 1),
+    ],
+)
+def test_stages_come_first_but_one_trial_runs(
+    pieces: int, on_gpu: int, cpus: int, gpus: int, asked: Resources, expected: int
+) -> None:
+    """Stages get the CPUs that they can use, one at least; trials on GPUs leave one, and the GPUs that stages need."""
+    assert beside_stages(asked, pieces, on_gpu, cpus, gpus) == expected
 
 
 def test_a_failing_stage_fails_its_trials_with_its_own_error(toys: ToySweep) -> None:
@@ -169,11 +205,11 @@ def test_an_error_of_the_listener_comes_through(toys: ToySweep) -> None:
     """What the driver raises while it is told of an event is raised by the run, not wrapped by Tune."""
 
     class Full(RayExecutor):
-        def run_trials(self, tasks: Any, on_event: Callable[[TrialEvent], None]) -> None:
+        def run(self, agenda: Any, on_stage: Any, on_trial: Callable[[TrialEvent], None]) -> None:
             def heard(event: TrialEvent) -> None:
                 raise OutOfResources("no room left")
 
-            super().run_trials(tasks, heard)
+            super().run(agenda, on_stage, heard)
 
     toys.text = DEADLY.replace("[0, 0.125, 0.25]", "[0]")
     with pytest.raises(OutOfResources, match="no room left"):

@@ -9,14 +9,15 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from cadloc.contract import InputError, Progress
-from cadloc_sweep.executors import StageEvent, StageJob, TrialEvent, TrialTask
+from cadloc_sweep.agenda import Agenda
+from cadloc_sweep.executors import StageEvent, TrialEvent
 from cadloc_sweep.executors.inline import InlineExecutor
 from cadloc_sweep.failures import ExitCode, OutOfResources, SweepLocked, exit_code_of
 from cadloc_sweep.lock import SweepLock
@@ -36,24 +37,27 @@ class Recording(InlineExecutor):
 
     def __init__(self, drain_after: int | None = None) -> None:
         super().__init__()
-        self.jobs: list[str] = []
+        self.done: list[str] = []
         self.trials: list[str] = []
         self._left = drain_after
 
-    def build_stages(self, jobs: Sequence[StageJob], on_event: Callable[[StageEvent], None]) -> None:
-        self.jobs += [job.spec.kind for job in jobs]
-        super().build_stages(jobs, on_event)
+    def run(
+        self, agenda: Agenda, on_stage: Callable[[StageEvent], None], on_trial: Callable[[TrialEvent], None]
+    ) -> None:
+        def built(event: StageEvent) -> None:
+            self.done += [event.job.spec.kind] if event.kind == "built" else []
+            on_stage(event)
 
-    def run_trials(self, tasks: Sequence[TrialTask], on_event: Callable[[TrialEvent], None]) -> None:
         def watched(event: TrialEvent) -> None:
-            on_event(event)
+            on_trial(event)
+            self.done += [event.trial_id] if event.kind == "ended" else []
             if event.kind == "progress" and self._left is not None:
                 self._left -= 1
                 if self._left == 0:
                     self.drain()
 
-        self.trials += [task.trial.id for task in tasks]
-        super().run_trials(tasks, watched)
+        self.trials += [task.trial.id for task in agenda.tasks]
+        super().run(agenda, built, watched)
 
 
 def elsewhere(toys: ToySweep, name: str) -> ToySweep:
@@ -96,6 +100,15 @@ def test_stages_are_built_once(toys: ToySweep) -> None:
     assert toys.store.built == {"toy_trainable:RAW": 2, "toy_trainable:NUMBERS": 2}
     toys.run("repeats=4")
     assert not toys.store.built
+
+
+def test_stages_are_built_when_a_trial_needs_them(toys: ToySweep) -> None:
+    """Inline, the trials of the first scene run before the stages of the second one are built, seed by seed."""
+    executor = Recording()
+    toys.run(make_executor=lambda: executor)
+    stages = ["toy_trainable:RAW", "toy_trainable:NUMBERS"]
+    trials = [trial.id for trial in toys.plan().trials]
+    assert executor.done == [*stages, *trials[:2], *stages, *trials[2:]]
 
 
 def test_more_repeats_run_only_the_new_trials(toys: ToySweep) -> None:

@@ -22,6 +22,7 @@ from cadloc.geometry import (
 )
 from cadloc.heads.head import Guess, Head, HeadOutput, TrainingOutput
 from cadloc.losses.phase import Evidence
+from cadloc.pose_solvers import Query, pose_solvers
 from cadloc.queries import Queries
 from cadloc.samples import Batch, Samples
 from cadloc.training_config import LocalizationConfig
@@ -102,11 +103,11 @@ class Scaled(Head):
         """Never fitted."""
 
 
-def test_queries_are_read_with_each_of_their_candidates() -> None:
-    """Every query has candidates of its own; one right one among wrong ones, in another place each time, suffices, and
-    its points are what the coordinate error is measured on. With wrong ones alone, all are lost."""
+@pytest.fixture(scope="module")
+def three() -> Queries:
+    """Three queries whose features are the points that they see."""
     points = np.concatenate([points_seen(pose) for pose in POSES])
-    queries = Queries(
+    return Queries(
         ("a", "b", "c"),
         points.astype(np.float16),
         points.astype(np.float32),
@@ -114,13 +115,50 @@ def test_queries_are_read_with_each_of_their_candidates() -> None:
         np.stack([K] * 3),
         np.array([SIZE_PX] * 3),
     )
-    wrong = np.tile(np.array([0.4, -1.7, 1.3], np.float32), (3, 3, 1))
-    right = wrong.copy()
+
+
+WRONG = np.tile(np.array([0.4, -1.7, 1.3], np.float32), (3, 3, 1))
+
+
+def test_queries_are_read_with_each_of_their_candidates(three: Queries) -> None:
+    """Every query has candidates of its own; one right one among wrong ones, in another place each time, suffices, and
+    its points are what the coordinate error is measured on. With wrong ones alone, all are lost."""
+    right = WRONG.copy()
     right[np.arange(3), [2, 0, 1]] = 1
     found, lost = (
-        evaluate(Scaled(), queries, CONFIG, diameter_m=20.0, seed=0, candidates=candidates)
-        for candidates in (right, wrong)
+        evaluate(Scaled(), three, CONFIG, diameter_m=20.0, seed=0, candidates=candidates)
+        for candidates in (right, WRONG)
     )
     assert found.errors.translation_m.max() < 0.05
-    np.testing.assert_allclose(found.scene_coordinates, points, atol=0.01)
+    np.testing.assert_allclose(found.scene_coordinates, three.scene_coordinates, atol=0.01)
     assert np.median(lost.errors.translation_m) > 1
+
+
+def test_solvers_side_by_side_answer_as_one_alone(three: Queries) -> None:
+    """Poses, points and metrics come in the order of the queries and to the bit, whoever solved them."""
+    candidates = WRONG.copy()
+    candidates[np.arange(3), [2, 0, 1]] = 1
+    alone, shared = (
+        evaluate(Scaled(), three, CONFIG, diameter_m=20.0, seed=0, candidates=candidates, threads=threads)
+        for threads in (1, 2)
+    )
+    for one, other, pose in zip(alone.estimates, shared.estimates, POSES, strict=True):
+        assert one.cad_from_cam is not None
+        assert other.cad_from_cam is not None
+        np.testing.assert_array_equal(one.cad_from_cam, other.cad_from_cam)
+        assert translation_error_m(other.cad_from_cam, pose) < 0.05
+    np.testing.assert_array_equal(alone.scene_coordinates, shared.scene_coordinates)
+    assert alone.metrics == shared.metrics
+
+
+def test_what_a_solver_raises_reaches_the_caller_and_the_next_query_is_solved() -> None:
+    """A query that cannot be solved leaves no process behind that answers the wrong question."""
+    points = points_seen(POSES[0]).astype(np.float32)
+    sure_of_nothing = Query([(points, None)], PIXELS, K, *SIZE_PX, LocalizationConfig(sampling="prosac"), 0)
+    solvers = pose_solvers(2)
+    refused = [solvers.submit(sure_of_nothing) for _ in range(3)]
+    solved = solvers.submit(sure_of_nothing._replace(config=CONFIG))
+    for answer in refused:
+        with pytest.raises(ValueError, match="confidence"):
+            answer()
+    assert solved().estimate.inliers == len(PIXELS)

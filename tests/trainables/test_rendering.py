@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 
 import cv2
@@ -15,7 +16,7 @@ from trimesh.visual.material import PBRMaterial
 from cadloc.cad import CadModel, load_cad, model_from_meshes
 from cadloc.contract import MissingSystemLibrary
 from cadloc.geometry import inverse, look_at, project, transform_points
-from cadloc.opengl import check_graphics
+from cadloc.opengl import check_graphics, device_order
 from cadloc.raycasting import RayCaster, RayCastingRenderer
 from cadloc.rendering import Light, Renderer, ViewRenderer, depth_m, process_renderer
 from cadloc.scene_config import CadConfig
@@ -239,6 +240,62 @@ def test_sizes_models_and_renderers_may_alternate(gl, village):
     for again in (second, third):
         assert np.array_equal(first.image, again.image)
         assert np.array_equal(first.scene_coordinates, again.scene_coordinates)
+
+
+@pytest.mark.parametrize("shadows", [False, True])
+def test_shaders_that_leave_out_what_a_surface_does_not_need_change_no_bit(village, monkeypatch, shadows):
+    """Looking for holes and normals that are not there costs time and gives the same image and points."""
+    light, views = Light(shadows=shadows), []
+    for variant in (lambda *_: frozenset(), lambda *_: frozenset({"OPAQUE_FROM 0.5", "NORMALS"})):
+        monkeypatch.setattr("cadloc.rasterization.defines_of", variant)
+        with Renderer() as renderer:
+            views.append(renderer.render(village, POSES[0], K, W, H, light))
+    assert np.array_equal(views[0].image, views[1].image)
+    assert np.array_equal(views[0].scene_coordinates, views[1].scene_coordinates)
+
+
+def test_where_nothing_stands_in_the_sun_shadows_change_no_bit(gl):
+    """A lone wall looks the same under a sun that casts shadows and under one that does not."""
+    model = model_from_meshes([wall(four_colours())], "wall")
+    seen = [
+        gl.render(model, look_at([1, -8, 1], [0, 0, 0]), K, W, H, Light((0.2, -1.0, 0.3), shadows=shadows)).image
+        for shadows in (False, True)
+    ]
+    assert seen[0].any()
+    assert np.array_equal(*seen)
+
+
+def test_a_renderer_keeps_no_model_that_nobody_else_has(gl):
+    """What was drawn goes when its owner lets go of it, and what takes its place in memory is drawn anew."""
+    pose, gone = look_at([14, -18, 4], [0, 0, 3]), []
+    for size in (2, 6, 3, 5):
+        body = model_from_meshes([trimesh.creation.box((size, size, size))], "body")
+        seen = gl.render(body, pose, K, W, H, FLAT).mask
+        with Renderer() as fresh:
+            assert np.array_equal(seen, fresh.render(body, pose, K, W, H, FLAT).mask)
+        gone.append(weakref.ref(body))
+        del body
+    assert all(model() is None for model in gone)
+
+
+def test_every_second_pixel_has_the_depth_of_the_whole(gl, village):
+    """Depths of a thinned view are those of the view, thinned."""
+    view = gl.render(village, POSES[0], K, W, H, Light())
+    whole = depth_m(view, POSES[0])
+    assert np.array_equal(depth_m(view.every_second(), POSES[0]), whole[1::2, 1::2])
+
+
+@pytest.mark.parametrize(
+    ("visible", "process", "first"),
+    [("1", 7, 0), ("0,1", 7, 2), ("", 4, 0), ("", 5, 2), (None, 5, 2), ("GPU-5c1f", 4, 0), ("9", 5, 2)],
+)
+def test_a_worker_draws_on_the_gpu_it_is_given(visible, process, first):
+    """Of GPUs 1 and 0 of CUDA's the visible one comes first; without one that is known, processes take turns."""
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    order = device_order([1, None, 0, None], environment, process)
+    assert order[0] == first
+    assert sorted(order) == [0, 1, 2, 3]
+    assert device_order([None, None], environment, process) == [0, 1]
 
 
 def test_process_renderer_is_kept():

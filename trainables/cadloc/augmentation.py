@@ -77,13 +77,32 @@ def draw_warp(
     return Warp(warped, float(generator.uniform(-1, 1) * config.rotation_deg), width, height)
 
 
-def jitter(image: NDArray[np.uint8], config: AugmentationConfig, generator: np.random.Generator) -> NDArray[np.uint8]:
-    """The image with brightness and contrast scaled by random factors, in torchvision's sense of the two."""
+@dataclass(frozen=True)
+class Jitter:
+    """Factors of brightness and contrast, in torchvision's sense of the two; 1 and 1 change nothing."""
+
+    brightness: float = 1.0
+    contrast: float = 1.0
+
+    def image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The image (H, W, ...) in this light. Every pixel depends on its own value and the mean: a table says how."""
+        bright = np.arange(256, dtype=np.float32) * np.float32(self.brightness)
+        flat = np.ascontiguousarray(image).reshape(len(image), -1)
+        counts = cv2.calcHist([flat], [0], None, [256], [0, 256]).ravel().astype(np.float64)
+        mean = (counts * bright).sum() / image.size
+        table = np.clip((bright - mean) * self.contrast + mean + 0.5, 0, 255).astype(np.uint8)
+        return np.asarray(cv2.LUT(image, table), np.uint8)
+
+
+def draw_jitter(config: AugmentationConfig, generator: np.random.Generator) -> Jitter:
+    """Random factors within the configured ranges."""
     brightness = 1 + generator.uniform(-1, 1) * config.brightness
-    contrast = 1 + generator.uniform(-1, 1) * config.contrast
-    bright = image.astype(np.float32) * np.float32(brightness)
-    mean = bright.mean(dtype=np.float64)
-    return np.asarray(np.clip((bright - mean) * contrast + mean + 0.5, 0, 255), np.uint8)
+    return Jitter(brightness, 1 + generator.uniform(-1, 1) * config.contrast)
+
+
+def jitter(image: NDArray[np.uint8], config: AugmentationConfig, generator: np.random.Generator) -> NDArray[np.uint8]:
+    """The image with brightness and contrast scaled by random factors."""
+    return draw_jitter(config, generator).image(image)
 
 
 def sample_depth_m(depth_m: NDArray[np.floating], pixels: Array) -> Array:

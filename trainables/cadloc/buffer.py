@@ -11,20 +11,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cadloc.augmentation import Warp, draw_warp, identity_warp, jitter
+from cadloc.augmented_views import AugmentedView, augmented_views
+from cadloc.cell_features import features_in_batches, features_one_by_one
 from cadloc.config import BufferConfig
 from cadloc.contract import Fault, InputError, Json
 from cadloc.datasets.ace_layout import Dataset, View
-from cadloc.encoders import Encoder
 from cadloc.encoders.images import STRIDE
-from cadloc.encoding import encode_image, image_depth_m, stage_encoder
-from cadloc.geometry import Array, cell_pixels, inverse, transform_points, unproject
+from cadloc.encoding import stage_encoder
+from cadloc.geometry import Array
 from cadloc.parts import join_parts, write_part
 
 VIEWS_PER_CHUNK = 25
@@ -69,14 +70,18 @@ def chunks(config: Mapping[str, Json], inputs: Mapping[str, Path]) -> int:
 def build_chunk(config: Mapping[str, Json], inputs: Mapping[str, Path], directory: Path, chunk: int) -> int:
     """Encodes every pass of one group of views into `directory/parts`; returns how many samples that made."""
     settings = BufferConfig.model_validate(config["buffer"])
-    encoder = stage_encoder(config, inputs)
+    encoder = stage_encoder(config, inputs, settings.device)
     views = _views(inputs)
     passes = passes_of(settings, views)
     first = chunk * VIEWS_PER_CHUNK
-    encoded = [
-        _samples(encoder, views[i], settings, i * passes + p, (passes, len(views)))
+    shares = [quota(settings.samples, k, len(views) * passes) for k in range(len(views) * passes)]
+    group = [
+        partial(augmented_views, views[i], settings, shares[i * passes : (i + 1) * passes])
         for i in range(first, min(first + VIEWS_PER_CHUNK, len(views)))
-        for p in range(passes)
+    ]
+    encode = features_one_by_one if settings.device == "cpu" else partial(features_in_batches, device=settings.device)
+    encoded = [
+        _samples(view, index, features) for index, (view, features) in enumerate(encode(encoder, group), first * passes)
     ]
     part = {name: np.concatenate([item[name] for item in encoded]) for name in _SAMPLE_ARRAYS}
     write_part(directory, chunk, part | {name: np.stack([item[name] for item in encoded]) for name in _VIEW_ARRAYS})
@@ -116,44 +121,17 @@ def quota(samples: int, view: int, views: int) -> int:
     return (view + 1) * samples // views - view * samples // views
 
 
-def augmented(view: View, settings: BufferConfig, pass_: int) -> tuple[NDArray[np.uint8], Warp, np.random.Generator]:
-    """The view's image as pass `pass_` encodes it, its warp, and the generator that goes on to draw its samples.
-
-    The draw depends on seed, view name and pass only: neither on other views nor on who makes which chunk.
-    """
-    generator = np.random.default_rng([settings.seed, pass_, *view.name.encode()])
-    image = view.read_image()
-    height, width = image.shape[:2]
-    if pass_ == 0:
-        warp = identity_warp(view.intrinsics, width, height)
-        return np.ascontiguousarray(image[: warp.height_px, : warp.width_px]), warp, generator
-    warp = draw_warp(settings.augmentation, view.intrinsics, width, height, generator)
-    return jitter(warp.image(image, view.intrinsics), settings.augmentation, generator), warp, generator
-
-
 def _views(inputs: Mapping[str, Path]) -> tuple[View, ...]:
     return Dataset.open(inputs["views"]).views("mapping")
 
 
-def _samples(
-    encoder: Encoder, view: View, settings: BufferConfig, index: int, passes_and_views: tuple[int, int]
-) -> dict[str, NDArray[Any]]:
-    """Samples of augmented view `index` of all, each cell at most once, and its pose and intrinsics."""
-    passes, views = passes_and_views
-    image, warp, generator = augmented(view, settings, index % passes)
-    pixels = cell_pixels(warp.height_px // STRIDE, warp.width_px // STRIDE).reshape(-1, 2)
-    depth_m = image_depth_m(view, warp.original_pixels(pixels, view.intrinsics))
-    usable = np.flatnonzero(np.isfinite(depth_m) | (settings.cells == "any"))
-    wanted = min(len(usable), quota(settings.samples, index, views * passes))
-    chosen = np.sort(generator.choice(usable, wanted, replace=False))
-    cam_from_cad = warp.warped_from_cam @ inverse(view.cad_from_cam)
-    points_cam = unproject(pixels[chosen], depth_m[chosen], warp.intrinsics)
-    features = encode_image(encoder, image)
+def _samples(view: AugmentedView, index: int, features: NDArray[np.float16]) -> dict[str, NDArray[Any]]:
+    """What is stored of augmented view `index` of all: its samples, and its pose and intrinsics."""
     return {
-        "features": features.reshape(len(pixels), -1)[chosen].astype(np.float16),
-        "pixels": pixels[chosen].astype(np.float32),
-        "view": np.full(wanted, index, np.int32),
-        "scene_coordinates": transform_points(inverse(cam_from_cad), points_cam).astype(np.float32),
-        "cam_from_cad": cam_from_cad,
-        "intrinsics": warp.intrinsics,
+        "features": features,
+        "pixels": view.pixels,
+        "view": np.full(len(view.cells), index, np.int32),
+        "scene_coordinates": view.scene_coordinates,
+        "cam_from_cad": view.cam_from_cad,
+        "intrinsics": view.warp.intrinsics,
     }

@@ -48,8 +48,9 @@ STAGES: dict[str, tuple[str, str]] = {
     "global_features": ("cadloc.global_features", "1"),
     "buffer": ("cadloc.buffer", "2"),
     "queries": ("cadloc.queries", "2"),
+    "trunk": ("cadloc.trunk", "1"),
 }
-RESUMABLE = frozenset({"encoder"})  # kinds, of one chunk, that go on from what an earlier attempt left
+RESUMABLE = frozenset({"encoder", "trunk"})  # kinds, of one chunk, that go on from what an earlier attempt left
 
 PAIRED_DOMAINS: tuple[Domain, ...] = ("real", "gt_poses")
 """Domains that only scenes with photos have: the photos, and renders at their poses."""
@@ -74,7 +75,8 @@ def stage_builder(kind: str) -> StageBuilder:
 def needs_gpu(spec: StageSpec) -> bool:
     """Whether a stage's configuration says that it is made on a GPU."""
     finetuning = spec.config.get("finetuning")
-    return isinstance(finetuning, Mapping) and finetuning.get("device") == "cuda"
+    settings = finetuning if isinstance(finetuning, Mapping) else spec.config
+    return settings.get("device") == "cuda"
 
 
 def _named_object(place: str) -> Any:

@@ -90,6 +90,8 @@ class BufferConfig(Settings):
     no scene coordinate; only reprojection errors learn from them."""
     augmentation: AugmentationConfig = AugmentationConfig()
     seed: Seed = 0
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where images are warped and encoded. Features differ slightly between the two: it is part of what a buffer is."""
 
 
 # --- matching -------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ class DivergenceError(CadlocError):
 
 
 class WorkerLost(RuntimeError):
-    """Another of the workers that share a trial's training is gone: no fault of the trial's."""
+    """Another process that has a part in a trial's training is gone: no fault of the trial's."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,20 @@ class Progress:
     finished: bool = False
 
 
+Pack: TypeAlias = Callable[[Any], Any]
+"""Sends a StretchRequest to a server, waits, and returns its StretchAnswer. Raises WorkerLost."""
+
+
 @dataclass(frozen=True)
 class TrialContext:
     """Where a trial works: its own folder, the finished stages it asked for by role, its device.
 
     It may be one of several `workers` that share the trial's training, number `worker` of them: processes that are
     joined by `torch.distributed`.
+
+    Where `pack` is given, it sends stretches of training to a server that trains many trials' heads at once
+    (`cadloc.packing`). The server has the trial's accelerator then, and `device` is for everything else. Evaluation may
+    use `cpus` threads.
     """
 
     directory: Path
@@ -82,6 +90,8 @@ class TrialContext:
     device: str = "cpu"
     worker: int = 0
     workers: int = 1
+    pack: Pack | None = None
+    cpus: int = 1
 
 
 class Trainable(Protocol):

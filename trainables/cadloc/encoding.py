@@ -17,6 +17,7 @@ from cadloc.config import EncoderConfig
 from cadloc.contract import Json, canonical
 from cadloc.datasets.ace_layout import View
 from cadloc.encoders import Encoder, build
+from cadloc.encoders.folding import folded
 from cadloc.encoders.images import STRIDE
 from cadloc.finetuning.adapters import load_tuned
 from cadloc.geometry import Array
@@ -36,32 +37,36 @@ def encode_image(encoder: Encoder, image: NDArray[np.uint8]) -> NDArray[np.float
 
 
 @lru_cache(maxsize=2)
-def process_encoder(config: str) -> Encoder:
-    """The encoder of a canonical JSON configuration, built once per process.
+def process_encoder(config: str, device: str = "cpu") -> Encoder:
+    """The encoder of a canonical JSON configuration, for encoding only, built once per process.
 
-    Always on the CPU and on one thread: a stage is shared by all who ask for it, so it may not depend on who made it.
+    Unless its settings say otherwise, a stage is made on the CPU and on one thread: it is shared by all who ask for it,
+    so it may not depend on who made it.
     """
     torch.set_num_threads(1)
     adapter: TypeAdapter[Any] = TypeAdapter(EncoderConfig)
-    return build(adapter.validate_json(config))
+    return folded(build(adapter.validate_json(config), device))
 
 
-def stage_encoder(config: Mapping[str, Json], inputs: Mapping[str, Path]) -> Encoder:
+def stage_encoder(config: Mapping[str, Json], inputs: Mapping[str, Path], device: str = "cpu") -> Encoder:
     """The encoder of a stage: the fine-tuned one among its inputs, else the one its `encoder` settings name."""
     if "encoder" in inputs:
-        return _tuned(inputs["encoder"])
-    return process_encoder(canonical(config["encoder"]))
+        return _tuned(inputs["encoder"], device)
+    return process_encoder(canonical(config["encoder"]), device)
 
 
 # A finished stage does not change.
 @lru_cache(maxsize=2)
-def _tuned(directory: Path) -> Encoder:
+def _tuned(directory: Path, device: str) -> Encoder:
     torch.set_num_threads(1)
-    return load_tuned(directory)
+    return folded(load_tuned(directory, device))
 
 
 def image_depth_m(view: View, pixels: Array) -> Array:
-    """Depth (N,) at image pixels (N, 2); NaN where unknown or at an edge. Depth images may be smaller than photos."""
-    depth_m = view.read_depth_m()
-    depth_from_image = np.array(depth_m.shape[::-1]) / view.image_size_px
-    return sample_depth_m(depth_m, pixels * depth_from_image)
+    """Depth (N,) at image pixels (N, 2); NaN where unknown or at an edge."""
+    return depth_at_m(view.read_depth_m(), view.image_size_px, pixels)
+
+
+def depth_at_m(depth_m: NDArray[np.floating[Any]], image_size_px: tuple[int, int], pixels: Array) -> Array:
+    """Depth (N,) at pixels (N, 2) of an image, as `image_depth_m`; depth images may be smaller than photos."""
+    return sample_depth_m(depth_m, pixels * (np.array(depth_m.shape[::-1]) / image_size_px))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from cadloc.geometry import Array
 from cadloc.heads.head import Guess, Head
-from cadloc.localization import Estimate, localize
+from cadloc.localization import Answered, Estimate, localize_best
 from cadloc.metrics import PoseErrors, coordinate_error_median_m, summary
+from cadloc.pose_solvers import Query, pose_solvers
 from cadloc.queries import Queries
 from cadloc.testing import Answer
 from cadloc.training_config import LocalizationConfig
@@ -51,20 +53,22 @@ def evaluate(
     seed: int,
     device: str = "cpu",
     candidates: NDArray[np.float32] | None = None,
+    threads: int = 1,
 ) -> Evaluation:
     """Localizes every query; `diameter_m` is the scene's, for the metrics that are relative to it.
 
-    `candidates` (V, H, G) are global features to read each query with.
+    `candidates` (V, H, G) are global features to read each query with. Poses are solved by `threads` processes while
+    further queries are read by the head; how many there are changes nothing of the result.
     """
-    answers = []
-    for i, (width_px, height_px) in enumerate(queries.sizes_px.tolist()):
-        features = _on(device, queries.features[queries.cells(i)])
-        told = None if candidates is None else _on(device, candidates[i])
-        camera = queries.pixels(i), queries.intrinsics[i], width_px, height_px
-        answers.append(localize_guesses(head.guesses(features, told), *camera, config, seed))
-    predicted = [points for points, _ in answers]
-    estimates = tuple(estimate for _, estimate in answers)
-    points = np.concatenate(predicted)
+    told = [None] * len(queries) if candidates is None else list(candidates)
+    read = (_guesses(head, queries, i, device, told[i]) for i in range(len(queries)))
+    # A device works ahead on all queries while the first ones are waited for.
+    asked = (
+        _query(queries, i, guesses, config, seed) for i, guesses in enumerate(read if device == "cpu" else [*read])
+    )
+    found = list(_answered(asked, threads))
+    points = np.concatenate([points for points, _ in found])
+    estimates = tuple(estimate for _, estimate in found)
     errors = PoseErrors.of(estimates, queries.cam_from_cad)
     coordinate_error_m = coordinate_error_median_m(points, queries.scene_coordinates)
     return Evaluation(
@@ -85,17 +89,44 @@ def localize_guesses(
     config: LocalizationConfig,
     seed: int,
 ) -> tuple[NDArray[np.float32], Estimate]:
-    """Scene coordinates (N, 3) and estimate of the guess whose pose has most inliers, the first of equals.
+    """Scene coordinates (N, 3) and estimate of the guess whose pose has most inliers, the first of equals."""
+    on_host = [_on_host(guess) for guess in guesses]
+    best, estimate = localize_best(on_host, pixels, intrinsics, width_px, height_px, config, seed)
+    return on_host[best][0], estimate
 
-    All guesses are about the same cells at `pixels` (N, 2), so inliers can be compared. The runtime is that of all.
-    """
-    answers = []
-    for guess in guesses:
-        points = np.asarray(guess.coordinates.cpu().numpy())
-        confidence = None if guess.confidence is None else guess.confidence.cpu().numpy()
-        answers.append((points, localize(points, pixels, intrinsics, width_px, height_px, config, seed, confidence)))
-    points, best = max(answers, key=lambda answer: answer[1].inliers)
-    return points, replace(best, runtime_s=sum(estimate.runtime_s for _, estimate in answers))
+
+def _answered(asked: Iterable[Query], threads: int) -> Iterator[tuple[NDArray[np.float32], Estimate]]:
+    """Scene coordinates and estimate of every query, in order; few are kept waiting, which bounds the memory."""
+    solvers = pose_solvers(threads)
+    waiting: deque[tuple[Query, Callable[[], Answered]]] = deque()
+
+    def next_answered() -> tuple[NDArray[np.float32], Estimate]:
+        query, answer = waiting.popleft()
+        best, estimate = answer()
+        return query.guesses[best][0], estimate
+
+    for query in asked:
+        waiting.append((query, solvers.submit(query)))
+        if len(waiting) > 2 * threads:
+            yield next_answered()
+    while waiting:
+        yield next_answered()
+
+
+def _query(queries: Queries, image: int, guesses: Sequence[Guess], config: LocalizationConfig, seed: int) -> Query:
+    width_px, height_px = queries.sizes_px[image].tolist()
+    on_host = [_on_host(guess) for guess in guesses]
+    return Query(on_host, queries.pixels(image), queries.intrinsics[image], width_px, height_px, config, seed)
+
+
+def _guesses(head: Head, queries: Queries, query: int, device: str, told: NDArray[np.float32] | None) -> list[Guess]:
+    features = _on(device, queries.features[queries.cells(query)])
+    return list(head.guesses(features, None if told is None else _on(device, told)))
+
+
+def _on_host(guess: Guess) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    confidence = None if guess.confidence is None else guess.confidence.cpu().numpy()
+    return guess.coordinates.cpu().numpy(), confidence
 
 
 def _on(device: str, array: NDArray[np.floating]) -> Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import assert_never
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, assert_never
 
 import cv2
 import numpy as np
 import poselib
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from cadloc.geometry import Array, inverse, project, rigid, transform_points
 from cadloc.training_config import LocalizationConfig
@@ -19,6 +20,9 @@ REFERENCE_SIDE_PX = 480
 
 FEWEST_INLIERS = 4
 """Three determine a pose, the fourth agrees with it."""
+
+REFINEMENTS = 2
+"""Of a pose found among a subset of the cells; each decides anew which of all cells are inliers."""
 
 GRID = (8, 6)
 """Columns and rows of the grid over the image on which the spread of inliers is measured."""
@@ -39,6 +43,34 @@ class Estimate:
     runtime_s: float
 
 
+class Answered(NamedTuple):
+    """Which of several guesses about an image is believed, and its estimate; the runtime is that of all."""
+
+    guess: int
+    estimate: Estimate
+
+
+def localize_best(
+    guesses: Sequence[tuple[ArrayLike, ArrayLike | None]],
+    pixels: ArrayLike,
+    intrinsics: ArrayLike,
+    width_px: int,
+    height_px: int,
+    config: LocalizationConfig,
+    seed: int,
+) -> Answered:
+    """The guess, points (M, 3) and confidence (M,) or None, whose pose has most inliers; the first of equals.
+
+    All guesses are about the same cells at `pixels` (M, 2), so inliers can be compared.
+    """
+    estimates = [
+        localize(points, pixels, intrinsics, width_px, height_px, config, seed, confidence)
+        for points, confidence in guesses
+    ]
+    best = max(range(len(estimates)), key=lambda guess: estimates[guess].inliers)
+    return Answered(best, replace(estimates[best], runtime_s=sum(each.runtime_s for each in estimates)))
+
+
 def localize(
     scene_coordinates: ArrayLike,
     pixels: ArrayLike,
@@ -51,8 +83,9 @@ def localize(
 ) -> Estimate:
     """Pose of a camera with `intrinsics` (3, 3) that sees points (M, 3) of `cad` at pixels (M, 2).
 
-    Non-finite points are dropped; of more than `max_cells`, a seeded random subset is used. The threshold grows
-    with the short image side, since predictions blur with the cells they are made of. Same input, same pose.
+    Non-finite points are dropped; of more than `max_cells`, a seeded random subset finds the pose, which PoseLib then
+    refines on all. The threshold grows with the short image side, since predictions blur with the cells they are made
+    of. Same input, same pose.
     Where `sampling` is `prosac`, cells of higher `confidence` (M,) are tried first. Raises ValueError without it.
     """
     start_s = time.perf_counter()
@@ -63,10 +96,12 @@ def localize(
     cam_from_cad = None
     if len(points) >= FEWEST_INLIERS:
         cam_from_cad = _solve(points, seen, K, (width_px, height_px), threshold_px, config, seed)
+    if cam_from_cad is not None and len(points) == config.max_cells < len(given[0]) and config.solver == "poselib":
+        for _ in range(REFINEMENTS):
+            cam_from_cad = _refined(cam_from_cad, *given, K, (width_px, height_px), threshold_px)
     inlier = np.zeros(len(points), bool)
     if cam_from_cad is not None:
-        error_px = np.linalg.norm(project(transform_points(cam_from_cad, points), K) - seen, axis=1)
-        inlier = error_px < threshold_px  # NaN behind the camera: not an inlier
+        inlier = _within(cam_from_cad, points, seen, K, threshold_px)
     found = cam_from_cad is not None and inlier.sum() >= FEWEST_INLIERS
     return Estimate(
         inverse(cam_from_cad) if found and cam_from_cad is not None else None,
@@ -79,8 +114,8 @@ def localize(
 
 def coverage(pixels: Array, width_px: int, height_px: int) -> float:
     """Share of the cells of an 8 × 6 grid over the image that hold one of the pixels (N, 2)."""
-    place = np.floor(pixels / (width_px, height_px) * GRID).astype(int).clip(0, (GRID[0] - 1, GRID[1] - 1))
-    return len(np.unique(place, axis=0)) / (GRID[0] * GRID[1])
+    column, row = np.floor(pixels / (width_px, height_px) * GRID).astype(int).clip(0, (GRID[0] - 1, GRID[1] - 1)).T
+    return len(np.unique(row * GRID[0] + column)) / (GRID[0] * GRID[1])
 
 
 def _usable(
@@ -97,6 +132,29 @@ def _usable(
             raise ValueError("PROSAC needs the confidence of every cell")
         finite = finite[np.argsort(-np.asarray(confidence)[finite], kind="stable")]
     return points[finite], pixels[finite]
+
+
+def _within(cam_from_cad: Array, points: Array, pixels: Array, K: Array, threshold_px: float) -> NDArray[np.bool_]:
+    error_px = np.linalg.norm(project(transform_points(cam_from_cad, points), K) - pixels, axis=1)
+    return np.asarray(error_px < threshold_px)  # NaN behind the camera: not an inlier
+
+
+def _refined(
+    cam_from_cad: Array, points: Array, pixels: Array, K: Array, size_px: tuple[int, int], threshold_px: float
+) -> Array:
+    """The pose that fits all cells within the threshold best, by the robust cost PoseLib ends its own search with."""
+    inlier = _within(cam_from_cad, points, pixels, K, threshold_px)
+    start = poselib.CameraPose()
+    start.R, start.t = cam_from_cad[:3, :3], cam_from_cad[:3, 3]
+    cost = {"loss_type": "CAUCHY", "loss_scale": 0.5 * threshold_px}
+    pose, _ = poselib.refine_absolute_pose(pixels[inlier], points[inlier], start, _pinhole(K, size_px), cost)
+    refined = rigid(np.asarray(pose.R), np.asarray(pose.t))
+    return refined if np.isfinite(refined).all() else cam_from_cad
+
+
+def _pinhole(K: Array, size_px: tuple[int, int]) -> dict[str, object]:
+    params = [K[0, 0], K[1, 1], K[0, 2], K[1, 2]]
+    return {"model": "PINHOLE", "width": size_px[0], "height": size_px[1], "params": params}
 
 
 def _solve(
@@ -128,12 +186,6 @@ def _solve_poselib(
     config: LocalizationConfig,
     seed: int,
 ) -> Array | None:
-    camera = {
-        "model": "PINHOLE",
-        "width": size_px[0],
-        "height": size_px[1],
-        "params": [K[0, 0], K[1, 1], K[0, 2], K[1, 2]],
-    }
     ransac = {
         "max_reproj_error": threshold_px,
         "max_iterations": config.max_iterations,
@@ -141,7 +193,7 @@ def _solve_poselib(
         "seed": seed,
         "progressive_sampling": config.sampling == "prosac",
     }
-    pose, _ = poselib.estimate_absolute_pose(pixels, points, camera, ransac, {})
+    pose, _ = poselib.estimate_absolute_pose(pixels, points, _pinhole(K, size_px), ransac, {})
     return rigid(np.asarray(pose.R), np.asarray(pose.t))
 
 

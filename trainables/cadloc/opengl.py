@@ -7,7 +7,7 @@ import ctypes.util
 import os
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,6 +18,7 @@ GlPlatform: TypeAlias = Any
 """`pyrender.platforms.base.Platform`: a type that cannot be imported where there is no libGL."""
 
 _LIBRARIES = {"egl": ("EGL", "GL"), "osmesa": ("OSMesa",)}
+_EGL_EXTENSIONS, _EGL_CUDA_DEVICE = 0x3055, 0x323A
 _PACKAGES = {"egl": "libegl1 libgl1", "osmesa": "libosmesa6"}
 
 
@@ -40,8 +41,8 @@ def check_graphics() -> None:
 def open_context() -> GlPlatform:
     """A new context, current in this thread. It belongs to this thread; `close_context` ends it.
 
-    EGL takes the device with index EGL_DEVICE_ID, else the first that gives a context (GPUs come before Mesa's
-    software device). Raises MissingSystemLibrary when there is none.
+    EGL takes the device with index EGL_DEVICE_ID, else the first that gives a context, in `device_order`. Raises
+    MissingSystemLibrary when there is none.
     """
     check_graphics()
     prepare_pyrender()
@@ -110,11 +111,39 @@ def _egl_platforms() -> list[GlPlatform]:
                 self._egl_context = None
 
     index, devices = os.environ.get("EGL_DEVICE_ID"), query_devices()
-    if index is not None:
-        if not (index.isdecimal() and int(index) < len(devices)):
-            raise MissingSystemLibrary(f"EGL_DEVICE_ID={index!r} names no EGL device; there are {len(devices)}, from 0")
-        devices = [devices[int(index)]]
-    return [SharedDisplayPlatform(1, 1, device=device) for device in devices]
+    if index is None:
+        order = device_order([_cuda_ordinal(device) for device in devices], os.environ, os.getpid())
+    elif index.isdecimal() and int(index) < len(devices):
+        order = [int(index)]
+    else:
+        raise MissingSystemLibrary(f"EGL_DEVICE_ID={index!r} names no EGL device; there are {len(devices)}, from 0")
+    return [SharedDisplayPlatform(1, 1, device=devices[each]) for each in order]
+
+
+def device_order(cuda_ordinals: Sequence[int | None], environment: Mapping[str, str], process: int) -> list[int]:
+    """Indices of EGL's devices in the order in which a process tries them, one that is `None` no GPU of CUDA's.
+
+    EGL knows nothing of CUDA_VISIBLE_DEVICES: a process that is given a GPU draws on that one, and processes that are
+    given none, or by a name, take turns by their number. What else there is follows in EGL's own order: GPUs come
+    before Mesa's software device.
+    """
+    gpus = [index for index, ordinal in enumerate(cuda_ordinals) if ordinal is not None]
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+    given = [index for index in gpus if str(cuda_ordinals[index]) == visible]
+    first = given or gpus[process % len(gpus) :][:1] if gpus else []
+    return [*first, *(index for index in range(len(cuda_ordinals)) if index not in first)]
+
+
+def _cuda_ordinal(device: Any) -> int | None:
+    """The number that CUDA knows an EGL device by (EGL_NV_device_cuda); None for what is no GPU of NVIDIA's."""
+    from pyrender.platforms import egl
+
+    extensions = egl._eglQueryDeviceStringEXT(device._display, _EGL_EXTENSIONS)
+    query = egl._get_egl_func("eglQueryDeviceAttribEXT", ctypes.c_uint)
+    if query is None or b"EGL_NV_device_cuda" not in (extensions or b"").split():
+        return None
+    ordinal = ctypes.c_ssize_t()
+    return ordinal.value if query(device._display, _EGL_CUDA_DEVICE, ctypes.byref(ordinal)) else None
 
 
 def _first_opened(platforms: Sequence[GlPlatform]) -> GlPlatform:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
-from importlib import resources
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyrender
 import trimesh
+from numpy.typing import NDArray
 from OpenGL import GL
 from OpenGL.platform import PLATFORM
 from pyrender.texture import Texture
@@ -18,81 +20,92 @@ from cadloc.cad import CadModel
 from cadloc.contract import MissingSystemLibrary
 from cadloc.framebuffers import check_complete
 from cadloc.geometry import Array
-from cadloc.surfaces import OPAQUE_FROM, looks
+from cadloc.shader_programs import Programs
+from cadloc.surfaces import OPAQUE_FROM, Looks, looks
 
 SHADOW_MAP_PX = 2048
+OPAQUE_FROM_DEFINE = f"OPAQUE_FROM {OPAQUE_FROM}"
 _LOWER_LEFT, _ZERO_TO_ONE = 0x8CA1, 0x935F
 
 
-class Program:
-    """A shader program with its uniforms' places looked up once."""
+@dataclass(frozen=True, eq=False)
+class UploadedSurface:
+    """Triangles of one appearance in the driver's memory, and the variant of the shaders that draws them."""
 
-    def __init__(self, vertex: str, fragment: str) -> None:
-        self._id = GL.glCreateProgram()
-        for kind, name in ((GL.GL_VERTEX_SHADER, vertex), (GL.GL_FRAGMENT_SHADER, fragment)):
-            GL.glAttachShader(self._id, _compiled(kind, name))
-        GL.glLinkProgram(self._id)
-        if not GL.glGetProgramiv(self._id, GL.GL_LINK_STATUS):
-            log = _log(GL.glGetProgramInfoLog(self._id))
-            raise MissingSystemLibrary(f"the OpenGL driver rejects {vertex} + {fragment}: {log}")
-        self._places: dict[str, int] = {}
+    primitive: pyrender.Primitive
+    indices: int
+    defines: frozenset[str]
 
-    def use(self) -> None:
-        """Makes this the program that draws."""
-        GL.glUseProgram(self._id)
+    @classmethod
+    def of(cls, surface: trimesh.Trimesh, centre: Array) -> UploadedSurface:
+        """A surface of a model, positions relative to `centre`."""
+        shown = looks(surface)
+        normals = np.asarray(surface.vertex_attributes["normal"])
+        primitive = _primitive(surface, shown, normals, centre)
+        primitive._add_to_context()
+        texture = primitive.material.baseColorTexture
+        texture._add_to_context()
+        texture._source = None  # pyrender's own copy of the image: as large as the driver's
+        return cls(primitive, primitive.indices.size, defines_of(shown, normals))
 
-    def set(self, name: str, value: Any) -> None:
-        """Uniform `name` of the program in use: a bool or int, a float, a vector (3,) or (4,), a matrix (4, 4)."""
-        if name not in self._places:
-            self._places[name] = GL.glGetUniformLocation(self._id, name)
-            assert self._places[name] >= 0, f"no uniform {name}"
-        place = self._places[name]
-        if isinstance(value, int):
-            GL.glUniform1i(place, value)
-            return
-        array = np.ascontiguousarray(value, dtype=np.float32)
-        if array.shape == (4, 4):
-            GL.glUniformMatrix4fv(place, 1, GL.GL_TRUE, array)
-        else:
-            {1: GL.glUniform1fv, 3: GL.glUniform3fv, 4: GL.glUniform4fv}[array.size](place, 1, array)
+    def draw(self) -> None:
+        """Draws with the program in use."""
+        self.primitive.material.baseColorTexture._bind()
+        self.primitive._bind()
+        GL.glDrawElements(GL.GL_TRIANGLES, self.indices, GL.GL_UNSIGNED_INT, None)
+
+    def delete(self) -> None:
+        """Frees the driver's memory."""
+        self.primitive._remove_from_context()
+        self.primitive.material.baseColorTexture._remove_from_context()
 
 
 class UploadedModel:
-    """A model in the driver's memory, positions relative to `centre` so that float32 suffices, and its shadow map."""
+    """A model in the driver's memory, positions relative to `centre` so that float32 suffices, and its shadow map.
+
+    It does not keep the model alive: `is_needed` tells when that is gone.
+    """
 
     def __init__(self, model: CadModel) -> None:
-        self.model = model  # keeps the model alive: renderers know models by identity
+        self._model = weakref.ref(model)
         self.centre: Array = model.centre
-        self.primitives = [_primitive(surface, self.centre) for surface in model.surfaces]
-        for primitive in self.primitives:
-            primitive._add_to_context()
-            primitive.material.baseColorTexture._add_to_context()
+        self.positions: Array = model.mesh.vertices - self.centre
+        self.surfaces = [UploadedSurface.of(surface, self.centre) for surface in model.surfaces]
         self._shadow_map: ShadowMap | None = None
 
-    def draw(self, program: Program) -> None:
-        """Draws every surface with the program in use."""
-        program.set("base_texture", 0)
-        program.set("opaque_from", OPAQUE_FROM)
-        GL.glActiveTexture(GL.GL_TEXTURE0)
-        for primitive in self.primitives:
-            primitive.material.baseColorTexture._bind()
-            primitive._bind()
-            GL.glDrawElements(GL.GL_TRIANGLES, primitive.indices.size, GL.GL_UNSIGNED_INT, None)
+    @property
+    def is_needed(self) -> bool:
+        """Whether anybody still has the model."""
+        return self._model() is not None
+
+    def draw(self, programs: Programs, uniforms: Mapping[str, Any], defines: frozenset[str] = frozenset()) -> None:
+        """Draws every surface, in order, with the variant of the programs for it and for `defines`."""
+        current, ready = None, set()
+        for surface in self.surfaces:
+            variant = surface.defines | defines
+            if variant != current:
+                programs.get(variant).use()
+                current = variant
+            if variant not in ready:
+                for name, value in {"base_texture": 0, **uniforms}.items():
+                    programs.get(variant).set(name, value)
+                ready.add(variant)
+            GL.glActiveTexture(GL.GL_TEXTURE0)
+            surface.draw()
         GL.glBindVertexArray(0)
 
-    def shadow_map(self, sun_unit: Array, program: Program) -> ShadowMap:
+    def shadow_map(self, sun_unit: Array, programs: Programs) -> ShadowMap:
         """The map for this direction of the sun; the last one is kept."""
         if self._shadow_map is None or not np.array_equal(self._shadow_map.sun_unit, sun_unit):
             if self._shadow_map is None:
                 self._shadow_map = ShadowMap()
-            self._shadow_map.draw(self, sun_unit, program)
+            self._shadow_map.draw(self, sun_unit, programs)
         return self._shadow_map
 
     def delete(self) -> None:
         """Frees the driver's memory."""
-        for primitive in self.primitives:
-            primitive._remove_from_context()
-            primitive.material.baseColorTexture._remove_from_context()
+        for surface in self.surfaces:
+            surface.delete()
         if self._shadow_map is not None:
             self._shadow_map.delete()
 
@@ -123,9 +136,9 @@ class ShadowMap:
         GL.glActiveTexture(GL.GL_TEXTURE0 + unit)
         GL.glBindTexture(GL.GL_TEXTURE_2D, self.texture)
 
-    def draw(self, uploaded: UploadedModel, sun_unit: Array, program: Program) -> None:
+    def draw(self, uploaded: UploadedModel, sun_unit: Array, programs: Programs) -> None:
         """Draws the map anew for one direction towards the sun."""
-        self.map_from_model, self.texel_m = map_from_model(uploaded.model.mesh.vertices - uploaded.centre, sun_unit)
+        self.map_from_model, self.texel_m = map_from_model(uploaded.positions, sun_unit)
         self.sun_unit = sun_unit
         clip_from_map = np.diag([2.0, 2.0, 1.0, 1.0])
         clip_from_map[:2, 3] = -1.0
@@ -134,9 +147,7 @@ class ShadowMap:
         GL.glClearDepth(1.0)
         GL.glDepthFunc(GL.GL_LESS)
         GL.glClear(GL.GL_DEPTH_BUFFER_BIT)
-        program.use()
-        program.set("clip_from_model", clip_from_map @ self.map_from_model)
-        uploaded.draw(program)
+        uploaded.draw(programs, {"clip_from_model": clip_from_map @ self.map_from_model})
 
     def delete(self) -> None:
         """Frees the driver's memory."""
@@ -187,19 +198,38 @@ def device() -> str:
     return str(GL.glGetString(GL.GL_RENDERER).decode())
 
 
-def _primitive(surface: trimesh.Trimesh, centre: Array) -> pyrender.Primitive:
-    """Always with normals, texture coordinates and colours, so that one program draws everything."""
-    shown = looks(surface)
+def _primitive(surface: trimesh.Trimesh, shown: Looks, normals: Array, centre: Array) -> pyrender.Primitive:
+    """Always with normals, texture coordinates and colours, so that all programs find them in the same places.
+
+    Vertices that are alike in all of these are one, and computed once: faces shaded flat share those of their plane.
+    """
+    told = np.hstack([surface.vertices - centre, normals, shown.uv, shown.tint])
+    rows, kept = _distinct(np.ascontiguousarray(told, dtype=np.float32))
     return pyrender.Primitive(
-        positions=surface.vertices - centre,
-        normals=surface.vertex_attributes["normal"],
-        texcoord_0=shown.uv,
-        color_0=shown.tint,
-        indices=surface.faces,
+        positions=rows[:, :3],
+        normals=rows[:, 3:6],
+        texcoord_0=rows[:, 6:8],
+        color_0=rows[:, 8:],
+        indices=kept[surface.faces],
         material=pyrender.MetallicRoughnessMaterial(
             baseColorTexture=Texture(source=shown.image, source_channels="RGBA")
         ),
     )
+
+
+def _distinct(rows: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+    """Rows (N, D) without repetition, in the order in which they come first, and where each of the N is among them."""
+    as_bytes = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()
+    _, first, kind = np.unique(as_bytes, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    return rows[first[order]], np.argsort(order)[kind.ravel()]
+
+
+def defines_of(shown: Looks, normals: Array) -> frozenset[str]:
+    """What the shaders of a surface must heed: holes, where alpha comes near the limit, and normals of its own."""
+    least_alpha = float(shown.image[..., 3].min()) / 255 * float(shown.tint[:, 3].min())
+    holes = least_alpha < OPAQUE_FROM + 2 / 255  # filtering may take a step of 8 bits
+    return frozenset(({OPAQUE_FROM_DEFINE} if holes else set()) | ({"NORMALS"} if normals.any() else set()))
 
 
 def _clip_control() -> Callable[[int, int], None]:
@@ -213,16 +243,3 @@ def _clip_control() -> Callable[[int, int], None]:
     address = ctypes.cast(PLATFORM.getExtensionProcedure(b"glClipControl"), ctypes.c_void_p).value
     assert address is not None
     return ctypes.CFUNCTYPE(None, ctypes.c_uint, ctypes.c_uint)(address)
-
-
-def _compiled(kind: int, name: str) -> int:
-    shader = GL.glCreateShader(kind)
-    GL.glShaderSource(shader, resources.files("cadloc").joinpath("shaders", name).read_text())
-    GL.glCompileShader(shader)
-    if not GL.glGetShaderiv(shader, GL.GL_COMPILE_STATUS):
-        raise MissingSystemLibrary(f"the OpenGL driver rejects {name}: {_log(GL.glGetShaderInfoLog(shader))}")
-    return int(shader)
-
-
-def _log(text: bytes | str) -> str:
-    return " ".join((text.decode(errors="replace") if isinstance(text, bytes) else text).split())

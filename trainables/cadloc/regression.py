@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +16,7 @@ from cadloc.artifacts import map_size_mb, save_map
 from cadloc.buffer import Buffer
 from cadloc.catalog import test_sets, validation_domains
 from cadloc.config import TrialConfig
-from cadloc.contract import Progress, TrialContext
+from cadloc.contract import DivergenceError, Progress, TrialContext
 from cadloc.datasets.ace_layout import Dataset
 from cadloc.evaluation import Evaluation, evaluate
 from cadloc.figures import draw_curves, draw_queries
@@ -24,11 +25,15 @@ from cadloc.heads import build as build_head
 from cadloc.heads.head import Head
 from cadloc.loss_config import predicts_deviation
 from cadloc.losses import YARDSTICKS
+from cadloc.packing.remote import PackedRunner
+from cadloc.prefixes import TRUNK
 from cadloc.queries import Queries
 from cadloc.samples import Samples
 from cadloc.testing import keep_answers
 from cadloc.training import Training, mean_loss
 from cadloc.workers import Workers
+
+_LOG = logging.getLogger(__name__)
 
 
 class Told(Protocol):
@@ -81,47 +86,24 @@ def train_head(config: TrialConfig, context: TrialContext, told: Told) -> Iterat
     Yields the validation's metrics at every milestone and, at the end, the test's. Leaves map, poses, history
     and figures in `context.directory`; started there again, it resumes from its last checkpoint. Several workers share
     the steps of training, and worker 0 does all else: in the others nothing is yielded.
+
+    Where there is a stage `trunk` and no checkpoint, it goes on from where the trunk ends, and first yields what
+    that has reached: all is as if it had taken these steps itself.
     """
     torch.set_num_threads(1)  # the same bits whoever runs it; more cores run more trials
     training = _training(config, context, told)
-    training.start()
+    before = training.start(context.stages.get(TRUNK))
     if context.worker > 0:
         training.follow()
         return
-    head = training.head
-
-    domains = validation_domains(config)
-    validations = {name: Queries.open(context.stages[f"queries/validation/{name}"]) for name in domains}
-    validation_samples = {
-        name: Samples.from_queries(queries, context.device, told.of_queries(f"validation/{name}"))
-        for name, queries in validations.items()
-    }
-    card = Dataset.open(context.stages["views/synthetic"]).card
-    diameter_m = float(card["building_diameter_m"])
-
-    def test(name: str, queries: Queries) -> Evaluation:
-        return evaluate(
-            head,
-            queries,
-            config.localization,
-            diameter_m=diameter_m,
-            seed=config.seed,
-            device=context.device,
-            candidates=told.candidates(name),
-        )
-
-    def validate(head: Head) -> Mapping[str, float]:
-        metrics: dict[str, float] = {}
-        for name, queries in validations.items():
-            known = validation_samples[name]  # none where validation photos see nothing of the model
-            losses = {f"loss_{phase.unit}": mean_loss(head, known, phase) for phase in YARDSTICKS if len(known)}
-            metrics |= _named(f"validation/{name}", {**losses, **test(f"validation/{name}", queries).metrics})
-        return metrics
-
-    for row in training.run(validate):
-        yield _progress(training, row)
+    head, examination = training.head, Examination(config, context, told)
+    for row in before:
+        yield _progress(row)
+    for row in training.run(examination.validate):
+        yield _progress(row)
 
     head.eval()
+    card = examination.card
     size_px = (config.views.image.width_px, config.views.image.height_px)
     told.keep(context.directory)
     save_map(context.directory, head, config, size_px, np.array(card["origin_m"]), context.stages.get("encoder"))
@@ -129,9 +111,63 @@ def train_head(config: TrialConfig, context: TrialContext, told: Told) -> Iterat
     metrics["map/size_mb"] = map_size_mb(context.directory)
     for name in test_sets(config):
         queries = Queries.open(context.stages[f"queries/{name}"])
-        metrics |= _kept(config, context, name, queries, test(name, queries))
+        metrics |= _kept(config, context, name, queries, examination.of(head, name, queries))
     draw_curves(context.directory / "figures" / "curves.png", training.progression.history)
-    yield _progress(training, metrics, finished=True)
+    yield _progress(training.progression.history[-1], metrics)
+
+
+def train_trunk(config: TrialConfig, context: TrialContext, told: Told, until: int) -> None:
+    """Trains as `train_head` does, up to step `until`, and leaves a checkpoint there for trials to go on from.
+
+    Where training diverges it leaves that of the last milestone, or none: whoever goes on finds out by itself.
+    """
+    torch.set_num_threads(1)
+    training = _training(config, context, told)
+    training.start(context.stages.get(TRUNK))
+    try:
+        for _ in training.run(Examination(config, context, told).validate, until):
+            pass
+    except DivergenceError as error:
+        _LOG.warning("trunk of %d steps: %s; trials that go on from it will say so", until, error)
+        return
+    training.store()
+
+
+class Examination:
+    """A trial's query sets, and how a head is measured on them, in training and after it."""
+
+    def __init__(self, config: TrialConfig, context: TrialContext, told: Told) -> None:
+        self._config, self._device, self._told = config, context.device, told
+        self._validations = {
+            name: Queries.open(context.stages[f"queries/validation/{name}"]) for name in validation_domains(config)
+        }
+        self._samples = {
+            name: Samples.from_queries(queries, context.device, told.of_queries(f"validation/{name}"))
+            for name, queries in self._validations.items()
+        }
+        self.card = Dataset.open(context.stages["views/synthetic"]).card
+
+    def of(self, head: Head, name: str, queries: Queries) -> Evaluation:
+        """Where the head localizes the queries of a set."""
+        return evaluate(
+            head,
+            queries,
+            self._config.localization,
+            diameter_m=float(self.card["building_diameter_m"]),
+            seed=self._config.seed,
+            device=self._device,
+            candidates=self._told.candidates(name),
+        )
+
+    def validate(self, head: Head) -> Mapping[str, float]:
+        """Losses and accuracy on all validation sets, by metric name."""
+        metrics: dict[str, float] = {}
+        for name, queries in self._validations.items():
+            known = self._samples[name]  # none where validation photos see nothing of the model
+            losses = {f"loss_{phase.unit}": mean_loss(head, known, phase) for phase in YARDSTICKS if len(known)}
+            found = self.of(head, f"validation/{name}", queries).metrics
+            metrics |= _named(f"validation/{name}", {**losses, **found})
+        return metrics
 
 
 def _training(config: TrialConfig, context: TrialContext, told: Told) -> Training:
@@ -148,7 +184,9 @@ def _training(config: TrialConfig, context: TrialContext, told: Told) -> Trainin
         deviation=predicts_deviation(config.loss),
     ).to(context.device)
     limits = constraints.build(config.constraints, context.stages, samples)
-    return Training(head, samples, config, context.directory, limits, Workers(context.worker, context.workers))
+    workers = Workers(context.worker, context.workers)
+    runner = None if context.pack is None else PackedRunner(context.pack, context.stages)
+    return Training(head, samples, config, context.directory, limits, workers, runner)
 
 
 def _kept(
@@ -161,11 +199,13 @@ def _kept(
     return {**metrics, f"time/{name}/localization_median_s": evaluation.localization_median_s}
 
 
-def _progress(training: Training, metrics: Mapping[str, float], finished: bool = False) -> Progress:
-    last = training.progression.history[-1]
-    kept = {name: value for name, value in last.items() if name.startswith(("train/", "time/"))}
-    named = {name: value for name, value in metrics.items() if name != "step"}
-    return Progress(training.progression.step, int(last["train/samples_seen"]), {**kept, **named}, finished)
+def _progress(row: Mapping[str, float], tested: Mapping[str, float] | None = None) -> Progress:
+    """What a row of the history says; with the test's metrics, the end of the trial, whose last row it is."""
+    step, seen = int(row["step"]), int(row["train/samples_seen"])
+    if tested is None:
+        return Progress(step, seen, {name: value for name, value in row.items() if name != "step"})
+    kept = {name: value for name, value in row.items() if name.startswith(("train/", "time/"))}
+    return Progress(step, seen, {**kept, **tested}, finished=True)
 
 
 def _named(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, assert_never
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Protocol, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +28,7 @@ GROUND_BOUNCE = 0.2
 """Share of the ambient light that a surface gains by facing the sky, and loses by facing the ground."""
 
 _MODELS_KEPT = 3
+_SHADOWS = frozenset({"SHADOWS"})
 _kept = threading.local()
 
 
@@ -50,17 +55,30 @@ class Light:
         return np.asarray(direction / length)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rendering:
-    """One view. Where `mask` (H, W) is False nothing was hit: image and scene coordinates are zero there.
+    """One view: `image` (H, W, 3) uint8 RGB, black where `mask` (H, W) is False, for nothing was hit there.
 
-    `image` (H, W, 3) uint8 RGB; `scene_coordinates` (H, W, 3) float32, metres in `cad`: the surface point seen
-    through the pixel's centre.
+    `points` (H, W, 3) are the surface points in metres minus `eye` (3,), `cad` axes; anything where nothing was hit.
     """
 
     image: NDArray[np.uint8]
-    scene_coordinates: NDArray[np.float32]
+    points: NDArray[np.float32]
     mask: NDArray[np.bool_]
+    eye: Array = field(default_factory=lambda: np.zeros(3))
+
+    @cached_property
+    def scene_coordinates(self) -> NDArray[np.float32]:
+        """(H, W, 3) metres in `cad`: the surface point seen through the pixel's centre, zeros outside the mask."""
+        sums = np.empty((*self.mask.shape, 3), np.float32)
+        for axis in range(3):  # in float64, rounded once; one axis at a time: rows of three are slow to walk along
+            np.add(self.points[..., axis], self.eye[axis], out=sums[..., axis], dtype=np.float64, casting="same_kind")
+        sums[~self.mask] = 0.0
+        return sums
+
+    def every_second(self) -> Rendering:
+        """Every second pixel of every second row, the first ones left out."""
+        return Rendering(self.image[1::2, 1::2], self.points[1::2, 1::2], self.mask[1::2, 1::2], self.eye)
 
 
 class ViewRenderer(Protocol):
@@ -91,8 +109,8 @@ def depth_m(rendering: Rendering, cad_from_cam: Array) -> NDArray[np.float32]:
 class Renderer:
     """Renders with OpenGL in one context of its own, kept until `close` or the end of the `with` block.
 
-    Models are uploaded once and the last few stay; sizes may differ from call to call. It belongs to the thread
-    that made it; a process that forks must not have one yet (spawned processes, as Ray's, are fine).
+    Models are uploaded once and the last few stay, as long as somebody has them; sizes may differ from call to call.
+    It belongs to the thread that made it; a process that forks must not have one yet (spawned, as Ray's, are fine).
     """
 
     def __init__(self) -> None:
@@ -100,15 +118,14 @@ class Renderer:
 
         self._platform = opengl.open_context()
         self._thread = threading.get_ident()
-        from cadloc import framebuffers, rasterization
+        from cadloc import framebuffers, rasterization, shader_programs
 
         self._gl, self._buffers = rasterization, framebuffers
         rasterization.set_state()
-        self._view = rasterization.Program("view.vert", "view.frag")
-        self._shadow = rasterization.Program("shadow.vert", "shadow.frag")
+        self._view = shader_programs.Programs("view.vert", "view.frag")
+        self._shadow = shader_programs.Programs("shadow.vert", "shadow.frag")
         self._targets = framebuffers.Targets()
         self._models: OrderedDict[int, UploadedModel] = OrderedDict()
-        self._no_shadow = rasterization.ShadowMap()
 
     @property
     def device(self) -> str:
@@ -131,14 +148,14 @@ class Renderer:
         self._make_current()
         uploaded = self._uploaded(model)
         eye = np.asarray(cad_from_cam, dtype=np.float64)[:3, 3]
-        self._set_view(uploaded, eye, clip_from_eye(cad_from_cam, intrinsics, width_px, height_px), light)
+        uniforms = self._uniforms(uploaded, eye, clip_from_eye(cad_from_cam, intrinsics, width_px, height_px), light)
         target = self._targets.get(width_px, height_px, 0, positions=True)
-        self._draw(uploaded, target, width_px, height_px)
+        self._draw(uploaded, uniforms, target, width_px, height_px)
         positions = self._buffers.read_positions(target, width_px, height_px)
         if colour_samples:
-            target = self._smooth(uploaded, width_px, height_px, colour_samples)
+            target = self._smooth(uploaded, uniforms, width_px, height_px, colour_samples)
         image = self._buffers.read_colour(target, width_px, height_px)
-        return _rendering(image, positions, eye)
+        return Rendering(image, positions[..., :3], positions[..., 3] > 0.5, eye)
 
     def close(self) -> None:
         """Frees the context and all it holds."""
@@ -158,6 +175,7 @@ class Renderer:
         self._platform.make_current()
 
     def _uploaded(self, model: CadModel) -> UploadedModel:
+        self._forget_gone()  # before the look-up: a new model may have the identity of one that is gone
         if id(model) not in self._models:
             self._models[id(model)] = self._gl.UploadedModel(model)
         self._models.move_to_end(id(model))
@@ -165,12 +183,15 @@ class Renderer:
             self._models.popitem(last=False)[1].delete()
         return self._models[id(model)]
 
-    def _set_view(self, uploaded: UploadedModel, eye: Array, clip_from_eye: Array, light: Light) -> None:
-        shadow_map = uploaded.shadow_map(light.sun_unit, self._shadow) if light.shadows else self._no_shadow
-        model_from_eye = np.eye(4)
-        model_from_eye[:3, 3] = eye - uploaded.centre
-        self._view.use()
-        shadow_map.bind(1)
+    def _forget_gone(self) -> None:
+        gone = [key for key, uploaded in self._models.items() if not uploaded.is_needed]
+        for key in gone:
+            self._models.pop(key).delete()
+        if gone:
+            _give_memory_back()
+
+    def _uniforms(self, uploaded: UploadedModel, eye: Array, clip_from_eye: Array, light: Light) -> dict[str, Any]:
+        """What the shaders need to know of camera and light; draws the sun's map and binds it, where it is new."""
         uniforms = {
             "eye": eye - uploaded.centre,
             "clip_from_eye": clip_from_eye,
@@ -178,22 +199,32 @@ class Renderer:
             "sun_colour": light.sun_colour,
             "ambient_colour": light.ambient_colour,
             "ground_bounce": GROUND_BOUNCE,
-            "shadows": int(light.shadows),
+        }
+        if not light.shadows:
+            return uniforms
+        shadow_map = uploaded.shadow_map(light.sun_unit, self._shadow)
+        shadow_map.bind(1)
+        model_from_eye = np.eye(4)
+        model_from_eye[:3, 3] = eye - uploaded.centre
+        shadow_from_eye = shadow_map.map_from_model @ model_from_eye
+        return uniforms | {
             "shadow_map": 1,
-            "shadow_from_eye": shadow_map.map_from_model @ model_from_eye,
+            "shadow_from_eye": shadow_from_eye,
             "shadow_texel_m": shadow_map.texel_m,
         }
-        for name, value in uniforms.items():
-            self._view.set(name, value)
 
-    def _draw(self, uploaded: UploadedModel, target: Target, width_px: int, height_px: int) -> None:
+    def _draw(
+        self, uploaded: UploadedModel, uniforms: Mapping[str, Any], target: Target, width_px: int, height_px: int
+    ) -> None:
         self._buffers.clear(target, width_px, height_px)
-        uploaded.draw(self._view)
+        uploaded.draw(self._view, uniforms, _SHADOWS if "shadow_map" in uniforms else frozenset())
 
-    def _smooth(self, uploaded: UploadedModel, width_px: int, height_px: int, samples: int) -> Target:
+    def _smooth(
+        self, uploaded: UploadedModel, uniforms: Mapping[str, Any], width_px: int, height_px: int, samples: int
+    ) -> Target:
         """A second pass, colour only, with several samples per pixel."""
         multisampled = self._targets.get(width_px, height_px, samples, positions=False)
-        self._draw(uploaded, multisampled, width_px, height_px)
+        self._draw(uploaded, uniforms, multisampled, width_px, height_px)
         resolved = self._targets.get(width_px, height_px, 0, positions=False, depth=False)
         self._buffers.resolve(multisampled, resolved, width_px, height_px)
         return resolved
@@ -236,7 +267,13 @@ def _new_renderer(backend: Literal["gl", "raycasting"]) -> ViewRenderer:
             assert_never(backend)
 
 
-def _rendering(image: NDArray[np.uint8], positions: NDArray[np.float32], eye: Array) -> Rendering:
-    mask = positions[..., 3] > 0.5
-    scene_coordinates = np.where(mask[..., None], positions[..., :3] + eye, 0.0).astype(np.float32)
-    return Rendering(image, scene_coordinates, mask)
+def _give_memory_back() -> None:
+    """What models that are gone have left. Without it a process that draws many grows by gigabytes.
+
+    Meshes and their looks refer to each other, so that only the collector of cycles frees them; and the C library keeps
+    for itself what was freed in between other pieces.
+    """
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # glibc's
+        trim(0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from cadloc.queries import Queries
 from cadloc.workers import ALONE, Workers
 
 _JOINED = ("features", "pixels", "scene_coordinates", "cam_from_cad", "intrinsics")
+_PIECE = 2**16
+"""Samples that are looked at together."""
 
 
 class SceneScale(NamedTuple):
@@ -88,7 +91,7 @@ class Batch:
     @cached_property
     def rays_cam(self) -> Tensor:
         """Points (B, 3) in `cam` at depth 1 m behind the pixels."""
-        focal_px = self.intrinsics[:, [0, 1], [0, 1]]
+        focal_px = self.intrinsics.diagonal(dim1=1, dim2=2)[:, :2]
         xy = (self.pixels - self.intrinsics[:, :2, 2]) / focal_px
         return torch.cat([xy, torch.ones_like(xy[:, :1])], dim=1)
 
@@ -118,8 +121,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Samples:
-    """N samples of V cameras. `features` (N, C) float16, `view` (N,) int64 into the cameras, `global_features` (V, G)
-    of the cameras where a head asks for any, the rest as in `Batch`."""
+    """N samples of V cameras. `features` (N, C) float16, `view` (N,) int32 or int64 into the cameras, `global_features`
+    (V, G) of the cameras where a head asks for any, the rest as in `Batch`.
+
+    On a CPU, those of a buffer lie in its files, mapped into memory: all processes share one copy, to which nobody may
+    write. Nothing else here grows with N and lasts.
+    """
 
     features: Tensor
     pixels: Tensor
@@ -133,7 +140,8 @@ class Samples:
     def from_buffer(
         cls, buffer: Buffer, device: str = "cpu", global_features: NDArray[np.float32] | None = None
     ) -> Samples:
-        """The buffer, read from disk once. Its mapping views' `global_features` (M, G) serve all passes over a view."""
+        """The buffer where it lies, on other devices than the CPU a copy of it. Its mapping views' `global_features`
+        (M, G) serve all passes over a view."""
         samples = cls._of(
             device,
             buffer.features,
@@ -147,7 +155,7 @@ class Samples:
 
     @classmethod
     def joined(cls, parts: Sequence[Samples]) -> Samples:
-        """The samples of several buffers as one: cameras are numbered on."""
+        """The samples of several buffers as one, a copy of them: cameras are numbered on."""
         if len(parts) == 1:
             return parts[0]
         starts = np.cumsum([0, *(len(part.cam_from_cad) for part in parts)])
@@ -179,9 +187,9 @@ class Samples:
     def _of(cls, device: str, features: object, *arrays: object) -> Samples:
         pixels, view, *rest = (np.asarray(array) for array in arrays)
         return cls(
-            torch.from_numpy(np.array(features)).to(device),
+            _tensor(np.asarray(features), device),
             _float32(pixels, device),
-            torch.from_numpy(view.astype(np.int64)).to(device),
+            _tensor(np.asarray(view, np.int32), device),
             *(_float32(array, device) for array in rest),
         )
 
@@ -202,14 +210,15 @@ class Samples:
 
     def batch(self, indices: Tensor, seed: int = 0, part: int = 0, workers: Workers = ALONE) -> Batch:
         """The samples at `indices` (B,); `seed`, `part` and `workers` are the batch's."""
-        view = self.view[indices]
+        # `index_select` copies whole rows, a few times faster than indexing by brackets on a CPU.
+        view = self.view.index_select(0, indices)
         return Batch(
-            self.features[indices].float(),
-            self.pixels[indices],
-            self.scene_coordinates[indices],
-            self.cam_from_cad[view],
-            self.intrinsics[view],
-            None if self.global_features is None else self.global_features[view],
+            self.features.index_select(0, indices).float(),
+            self.pixels.index_select(0, indices),
+            self.scene_coordinates.index_select(0, indices),
+            self.cam_from_cad.index_select(0, view),
+            self.intrinsics.index_select(0, view),
+            None if self.global_features is None else self.global_features.index_select(0, view),
             seed,
             part,
             self.complete,
@@ -220,26 +229,39 @@ class Samples:
         """The samples at `indices` (P,) and all cameras."""
         return replace(
             self,
-            features=self.features[indices],
-            pixels=self.pixels[indices],
-            view=self.view[indices],
-            scene_coordinates=self.scene_coordinates[indices],
+            features=self.features.index_select(0, indices),
+            pixels=self.pixels.index_select(0, indices),
+            view=self.view.index_select(0, indices),
+            scene_coordinates=self.scene_coordinates.index_select(0, indices),
         )
 
-    @cached_property
+    @property
     def known(self) -> Tensor:
-        """Indices of the samples whose scene coordinate is known."""
-        return torch.isfinite(self.scene_coordinates).all(dim=1).nonzero()[:, 0]
+        """Indices of the samples whose scene coordinate is known: worked out anew, and not kept."""
+        if self.complete:
+            return torch.arange(len(self), device=self.features.device)
+        return torch.cat([start + finite.nonzero()[:, 0] for start, finite in self._finite()])
+
+    @property
+    def known_points(self) -> Tensor:
+        """The scene coordinates (K, 3) that are known: where all are, they themselves and no copy."""
+        return self.scene_coordinates if self.complete else self.scene_coordinates.index_select(0, self.known)
 
     @cached_property
     def complete(self) -> bool:
         """Whether every scene coordinate is known."""
-        return len(self.known) == len(self)
+        return all(bool(finite.all()) for _, finite in self._finite())
+
+    def _finite(self) -> Iterator[tuple[int, Tensor]]:
+        """Piece by piece, where it starts and whether the scene coordinates are known, (P,) bool."""
+        for start in range(0, len(self), _PIECE):
+            yield start, torch.isfinite(self.scene_coordinates[start : start + _PIECE]).all(dim=1)
 
     @cached_property
     def scale(self) -> SceneScale:
         """Of the scene, by at most 20,000 of the samples that are known; zeros where none is."""
-        some = self.known[:: max(1, -(-len(self.known) // 20_000))]
+        known = self.known
+        some = known[:: max(1, -(-len(known) // 20_000))]
         if not len(some):
             return SceneScale(0.0, 0.0, 0.0)
         batch = self.batch(some)
@@ -254,4 +276,12 @@ class Samples:
 
 
 def _float32(array: NDArray[Any], device: str) -> Tensor:
-    return torch.from_numpy(array.astype(np.float32)).to(device)
+    return _tensor(np.asarray(array, np.float32), device)
+
+
+def _tensor(array: NDArray[Any], device: str) -> Tensor:
+    """The array itself where it can be: a map of a file stays one."""
+    with warnings.catch_warnings():
+        # Nothing here writes to samples; copying to be safe from it would cost every trial a buffer.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array).to(device)

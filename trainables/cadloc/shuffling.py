@@ -8,18 +8,20 @@ import torch
 from torch import Tensor
 
 from cadloc.contract import Fault, InputError
+from cadloc.permutation import Permutation
 from cadloc.samples import Batch, Samples
 from cadloc.workers import ALONE, Workers
 
-_SHUFFLE_SALT = 8191
-"""Sets the generator of the order of samples apart from all others that start from the same seed."""
+DEALT_AT_ONCE = 64
+"""Batches whose indices are worked out together: few calls, and on a GPU few waits for it."""
 
 
 class Shuffled:
     """Batches in an order drawn anew in every pass over the samples, of one part of them after another.
 
-    Step `s` has the same batch whatever was asked for before: resuming needs no state but the step. Several workers
-    have a slice of it each, whatever their number: so every one of them needs all samples in its memory.
+    Step `s` has the same batch whatever was asked for before: resuming needs no state but the step. The order is never
+    stored: it is a keyed permutation, of which a few steps' places are worked out at a time. Several workers have a
+    slice of each batch, whatever their number: so every one of them reads from all samples.
     """
 
     def __init__(
@@ -36,28 +38,37 @@ class Shuffled:
         """
         self._samples, self._batch_size, self._seed = samples, batch_size, seed
         self._workers, self._share = workers, workers.share(batch_size, "training.batch_size")
-        self._parts = [torch.arange(len(samples))] if parts is None else [part.cpu() for part in parts]
-        smallest = min(map(len, self._parts))
+        self._parts = parts
+        self._sizes = [len(samples)] if parts is None else [len(part) for part in parts]
+        smallest = min(self._sizes)
         if batch_size > smallest:
             of_what = "the buffer" if parts is None else "the smallest cluster of cameras"
             allowed = f"at most the {smallest} samples of {of_what}"
             raise InputError(Fault("configuration", "training.batch_size", str(batch_size), allowed))
-        self._orders: dict[int, tuple[int, Tensor]] = {}
+        self._dealt: dict[int, tuple[tuple[int, int], Tensor]] = {}
 
     def batch(self, step: int) -> Batch:
         """Batch number `step`, counted from 0; the samples left over at the end of a pass are skipped."""
-        turn, part = divmod(step, len(self._parts))
-        pass_, place = divmod(turn, len(self._parts[part]) // self._batch_size)
-        start = place * self._batch_size
-        indices = self._order(part, pass_)[start + self._share.start : start + self._share.stop]
+        turn, part = divmod(step, len(self._sizes))
+        pass_, place = divmod(turn, self._sizes[part] // self._batch_size)
+        hand, number = divmod(place, DEALT_AT_ONCE)
+        indices = self._hand(part, pass_, hand)[number]
         return self._samples.batch(indices, self._seed * 1_000_003 + step, part, self._workers)
 
-    def _order(self, part: int, pass_: int) -> Tensor:
-        """Indices of the part's samples, shuffled, on the samples' device; the last pass's are kept."""
-        known = self._orders.get(part)
-        if known is None or known[0] != pass_:
-            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + pass_ + _SHUFFLE_SALT)
-            order = torch.randperm(len(self._parts[part]), generator=generator)
-            known = pass_, self._parts[part][order].to(self._samples.features.device)
-            self._orders[part] = known
+    def _hand(self, part: int, pass_: int, hand: int) -> Tensor:
+        """This worker's indices of the `DEALT_AT_ONCE` batches from `hand` times as many on, one row each, on the
+        samples' device; the last hand of each part is kept."""
+        known = self._dealt.get(part)
+        if known is None or known[0] != (pass_, hand):
+            known = (pass_, hand), self._indices(part, pass_, hand)
+            self._dealt[part] = known
         return known[1]
+
+    def _indices(self, part: int, pass_: int, hand: int) -> Tensor:
+        device = self._samples.features.device
+        first, end = hand * DEALT_AT_ONCE, self._sizes[part] // self._batch_size
+        batches = torch.arange(first, min(first + DEALT_AT_ONCE, end), device=device)[:, None]
+        own = torch.arange(self._share.start, self._share.stop, device=device)
+        permutation = Permutation(self._sizes[part], (self._seed, pass_, part))
+        places = permutation(batches * self._batch_size + own)
+        return places if self._parts is None else self._parts[part].to(device)[places]

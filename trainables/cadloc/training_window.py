@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,3 +55,21 @@ class Window:
     def means(self) -> dict[str, float]:
         """Mean of every loss over the steps in which it was in force."""
         return {name: float(self._workers.mean(total)) / self._counts[name] for name, total in self._sums.items()}
+
+    def state(self) -> dict[str, Any]:
+        """All sums, tensors and plain numbers: what a checkpoint may hold."""
+        return {
+            "sums": self._sums,
+            "counts": self._counts,
+            "objective": self._objective,
+            "checked": self._checked,
+            "fitting": self._fitting,
+        }
+
+    def take_up(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state` gave, on any device."""
+        device = self._objective.device
+        self._sums = {name: total.to(device, copy=True) for name, total in state["sums"].items()}
+        self._counts, self._checked = dict(state["counts"]), state["checked"]
+        self._objective = state["objective"].to(device, copy=True)
+        self._fitting = [share.to(device, copy=True) for share in state["fitting"]]

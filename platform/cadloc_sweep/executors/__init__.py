@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from cadloc.catalog import stage_builder
 from cadloc.contract import Progress, StageSpec
 from cadloc_sweep.trials import Trial, TrialResult
+
+if TYPE_CHECKING:
+    from cadloc_sweep.agenda import Agenda
 
 
 @dataclass(frozen=True)
@@ -83,11 +86,17 @@ class Executor(Protocol):
     """
 
     def build_stages(self, jobs: Sequence[StageJob], on_event: Callable[[StageEvent], None]) -> None:
-        """Builds all jobs, in parallel where it can; every job ends as `built` or `failed` unless drained."""
+        """Builds jobs that do not need each other, in parallel where it can; every job ends as `built` or `failed`
+        unless drained."""
         ...
 
-    def run_trials(self, tasks: Sequence[TrialTask], on_event: Callable[[TrialEvent], None]) -> None:
-        """Runs all tasks, in order where it must choose; each one started also ends. Returns early when drained."""
+    def run(
+        self, agenda: Agenda, on_stage: Callable[[StageEvent], None], on_trial: Callable[[TrialEvent], None]
+    ) -> None:
+        """Builds the agenda's stages and runs its trials, each as soon as it can be; returns early when drained.
+
+        `on_stage` tells the agenda of every stage that was built or failed. Each trial started also ends.
+        """
         ...
 
     def drain(self) -> None:

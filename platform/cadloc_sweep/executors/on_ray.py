@@ -9,10 +9,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from cadloc_sweep.executors import StageEvent, StageJob, TrialEvent, TrialTask
+from cadloc_sweep.executors import StageEvent, StageJob, TrialEvent
 from cadloc_sweep.failures import ExecutorUnreachable
 from cadloc_sweep.space_settings import NoStop, Objective, Stop
+
+if TYPE_CHECKING:
+    from cadloc_sweep.agenda import Agenda
 
 LOCAL = "local"
 
@@ -50,13 +54,16 @@ class RayExecutor:
 
             on_ray_stages.build_stages(jobs, on_event, self._draining.is_set, worker_environment())
 
-    def run_trials(self, tasks: Sequence[TrialTask], on_event: Callable[[TrialEvent], None]) -> None:
-        """Runs all tasks, as many at once as fit. Raises ExecutorUnreachable, OutOfResources."""
-        if tasks and not self._draining.is_set():
+    def run(
+        self, agenda: Agenda, on_stage: Callable[[StageEvent], None], on_trial: Callable[[TrialEvent], None]
+    ) -> None:
+        """Stages and trials at once, as many as fit. Raises ExecutorUnreachable, OutOfResources."""
+        if agenda.left and not self._draining.is_set():
             self._connect()
             from cadloc_sweep.executors import on_ray_trials
 
-            on_ray_trials.run_trials(tasks, on_event, self._draining.is_set, self._stop, self._objective)
+            place = on_ray_trials.Place(self._stop, self._objective, worker_environment())
+            on_ray_trials.run(agenda, on_stage, on_trial, self._draining.is_set, place)
 
     def drain(self) -> None:
         """Nothing new starts; running trials end at their next progress."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -26,6 +27,34 @@ AHEAD = 2
 
 Step: TypeAlias = Literal["chunks", "chunk", "finish"]
 Answer: TypeAlias = tuple[int, float]
+
+
+class Jobs(Protocol):
+    """Where jobs come from, as `cadloc_sweep.agenda.Agenda` hands them out."""
+
+    def next_job(self, before: int | None = None) -> StageJob | None:
+        """The first job, of those of a rank below `before`, that can be begun now; None if there is none."""
+        ...
+
+    def rank(self, job: StageJob) -> int:
+        """The job's place in the order in which jobs are wanted."""
+        ...
+
+
+class Listed:
+    """Jobs that are there already, in their order."""
+
+    def __init__(self, jobs: Sequence[StageJob]) -> None:
+        self._ranks = {job.spec.key: rank for rank, job in enumerate(jobs)}
+        self._jobs = iter(jobs)
+
+    def next_job(self, before: int | None = None) -> StageJob | None:
+        """The next one, once no earlier one has a piece to hand out."""
+        return None if before is not None else next(self._jobs, None)
+
+    def rank(self, job: StageJob) -> int:
+        """Its number."""
+        return self._ranks[job.spec.key]
 
 
 @dataclass(frozen=True)
@@ -65,25 +94,12 @@ def build_stages(
     environment: Mapping[str, str],
 ) -> None:
     """Builds all jobs on the connected cluster; stops submitting when `draining`, and waits for what runs."""
-    variables = {**environment, **NO_THREADS}
-    task = ray.remote(num_cpus=1, max_retries=RETRIES, runtime_env={"env_vars": variables})(work)
-    building = _Building(jobs, on_event)
-    flying: dict[Any, _Piece] = {}
+    building = Building(Listed(jobs), on_event, draining, environment)
     try:
-        while building.waiting or flying:
-            while building.waiting and not draining() and len(flying) < _window():
-                piece = building.waiting.popleft()
-                if not building.stage(piece.job).over:
-                    gpus = _gpus(piece)
-                    flying[task.options(num_gpus=gpus).remote(piece.job, piece.step, piece.chunk)] = piece
-            if not flying:
-                return
-            ready, _ = ray.wait(list(flying), num_returns=1, timeout=1.0)
-            for reference in ready:
-                building.received(flying.pop(reference), reference)
+        while building.pump(timeout_s=1.0):
+            pass
     finally:
-        for reference in flying:  # the listener gave up: nobody waits for these any more
-            ray.cancel(reference, force=True)
+        building.cancel()
 
 
 def _gpus(piece: _Piece) -> int:
@@ -93,19 +109,75 @@ def _gpus(piece: _Piece) -> int:
     return int(ray.cluster_resources().get("GPU", 0) >= 1)  # type: ignore[no-untyped-call]
 
 
-class _Building:
-    """Turns answers into events and into the next pieces."""
+class Building:
+    """Stages under way: turns answers into events and into the next pieces, those wanted first before others."""
 
-    def __init__(self, jobs: Sequence[StageJob], on_event: Callable[[StageEvent], None]) -> None:
-        self._stages = {job.spec.key: _Stage() for job in jobs}
-        self._on_event = on_event
-        self.waiting = deque(_Piece(job, "chunks") for job in jobs)
+    def __init__(
+        self,
+        jobs: Jobs,
+        on_event: Callable[[StageEvent], None],
+        draining: Callable[[], bool],
+        environment: Mapping[str, str],
+    ) -> None:
+        self._jobs, self._on_event, self._draining = jobs, on_event, draining
+        variables = {**environment, **NO_THREADS}
+        self._task = ray.remote(num_cpus=1, max_retries=RETRIES, runtime_env={"env_vars": variables})(work)
+        self._stages: dict[str, _Stage] = {}
+        self._waiting: list[tuple[int, int, _Piece]] = []
+        self._flying: dict[Any, _Piece] = {}
+        self._numbers = itertools.count()
 
-    def stage(self, job: StageJob) -> _Stage:
-        return self._stages[job.spec.key]
+    @property
+    def pieces(self) -> int:
+        """Pieces that run or could run."""
+        return len(self._waiting) + len(self._flying)
 
-    def received(self, piece: _Piece, reference: Any) -> None:
-        stage = self.stage(piece.job)
+    @property
+    def pieces_on_gpu(self) -> int:
+        """Those of them that take a GPU."""
+        return sum(_gpus(piece) for piece in (*self._flying.values(), *(piece for _, _, piece in self._waiting)))
+
+    def pump(self, timeout_s: float, window: Callable[[], int] | None = None) -> bool:
+        """Submits what `window` lets fly at once, and hears the answers: waits so long for one, takes all there are.
+
+        False when nothing flies: there is nothing to wait for. What runs is heard even when draining.
+        """
+        self._submit(window or _window)
+        if not self._flying:
+            return False
+        ready, _ = ray.wait(list(self._flying), num_returns=1, timeout=timeout_s)
+        if ready:
+            ready, _ = ray.wait(list(self._flying), num_returns=len(self._flying), timeout=0)
+        for reference in ready:
+            self._received(self._flying.pop(reference), reference)
+        if ready:
+            self._submit(window or _window)
+        return True
+
+    def cancel(self) -> None:
+        """Ends what runs; nobody waits for it any more."""
+        for reference in self._flying:
+            ray.cancel(reference, force=True)
+        self._flying.clear()
+
+    def _submit(self, window: Callable[[], int]) -> None:
+        while not self._draining() and len(self._flying) < window():
+            job = self._jobs.next_job(self._waiting[0][0] if self._waiting else None)
+            if job is not None:
+                self._stages[job.spec.key] = _Stage()
+                self._put(_Piece(job, "chunks"))
+            if not self._waiting:
+                return
+            piece = heapq.heappop(self._waiting)[-1]
+            if not self._stages[piece.job.spec.key].over and not self._draining():
+                reference = self._task.options(num_gpus=_gpus(piece)).remote(piece.job, piece.step, piece.chunk)
+                self._flying[reference] = piece
+
+    def _put(self, piece: _Piece) -> None:
+        heapq.heappush(self._waiting, (self._jobs.rank(piece.job), next(self._numbers), piece))
+
+    def _received(self, piece: _Piece, reference: Any) -> None:
+        stage = self._stages[piece.job.spec.key]
         try:
             count, seconds = ray.get(reference)
         except RayError as error:
@@ -114,7 +186,8 @@ class _Building:
         if stage.over:
             return
         stage.seconds += seconds
-        self.waiting.extendleft(reversed(list(self._next(piece, stage, count))))
+        for following in self._next(piece, stage, count):
+            self._put(following)
 
     def _next(self, piece: _Piece, stage: _Stage, count: int) -> Iterator[_Piece]:
         """The pieces that can follow now. Those of a stage come before later stages': it frees its inputs' memory."""

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 import os
 import pickle
 import tempfile
-from collections import deque
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
-from ray.tune.search import Searcher
 
 from cadloc.contract import Progress
-from cadloc_sweep.executors import TrialEvent, TrialTask
+from cadloc_sweep.agenda import POLL_S, Agenda
+from cadloc_sweep.executors import StageEvent, TrialEvent, TrialTask
+from cadloc_sweep.executors.on_ray_packing import Packs
+from cadloc_sweep.executors.on_ray_searcher import NotKept, PlanSearcher, Room, check_fits
+from cadloc_sweep.executors.on_ray_stages import Building
 from cadloc_sweep.executors.on_ray_worker import WATCHED, TuneTrainable
-from cadloc_sweep.failures import OutOfResources
 from cadloc_sweep.space_settings import AshaStop, MedianStop, NoStop, Objective, Stop
-from cadloc_sweep.trials import Resources, TrialResult, TrialStatus
+from cadloc_sweep.trials import TrialResult, TrialStatus
 from cadloc_sweep.worker import lost_result
 
 TUNE_ENVIRONMENT = {
@@ -30,6 +32,7 @@ TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # the last progress has test metrics only
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # Tune's own state is never restored: the ledger is
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the sweep has its own
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # actors start side by side; the searcher hands out no more than fit
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000000",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints tables in spite of verbose=0
@@ -43,75 +46,87 @@ DEATHS = 1
 _LONGEST_RUNG = 1_000_000  # ASHA ends whoever reaches its longest rung; trials end by themselves
 
 
-def run_trials(
-    tasks: Sequence[TrialTask],
-    on_event: Callable[[TrialEvent], None],
+def run(
+    agenda: Agenda,
+    on_stage: Callable[[StageEvent], None],
+    on_trial: Callable[[TrialEvent], None],
     draining: Callable[[], bool],
-    stop: Stop,
-    objective: Objective,
+    place: Place,
 ) -> None:
-    """Runs all tasks on the connected cluster. Raises OutOfResources for a trial that no node could hold."""
-    for resources in {task.trial.resources for task in tasks}:
-        _check_fits(resources)
+    """Builds the agenda's stages and runs its trials on the connected cluster; what runs ends before it returns.
+
+    Tune runs in rounds: one begins when a trial's stages are there, and ends when no trial is left or ready.
+    Raises OutOfResources for a trial that no node could hold.
+    """
     os.environ.update(TUNE_ENVIRONMENT)
-    sweep = tasks[0].directory.parents[1]  # beside the folder of the trials, where every node can reach it
+    sweep = agenda.tasks[0].directory.parents[1]  # beside the folder of the trials, where every node can reach it
     with tempfile.TemporaryDirectory(prefix=".tune-", dir=sweep, ignore_cleanup_errors=True) as scratch:
-        flag = Path(scratch) / "drain"
-        events = _Events(tasks, on_event, draining, flag)
-        _tuner(tasks, events, flag, stop, objective, Path(scratch)).fit()
-        events.raise_caught()
+        events = _Events(agenda.tasks, on_trial, draining, Path(scratch) / "drain")
+        building, packs = Building(agenda, on_stage, events.draining, place.environment), Packs()
+        scheduler = _scheduler(place.stop, place.objective)
+        try:
+            for number in itertools.count():
+                while agenda.ready is None and agenda.left and not events.draining():
+                    if not building.pump(POLL_S):
+                        time.sleep(POLL_S)  # another process builds what is missing
+                if not agenda.trials_left or events.draining():
+                    break
+                _round(number, agenda, events, building, packs, scheduler, place, Path(scratch))
+                events.raise_caught()
+            while building.pump(timeout_s=1.0):
+                pass
+        finally:
+            packs.close()
+            building.cancel()
 
 
-def slots(resources: Resources) -> int:
-    """How many trials of this size the cluster's living nodes hold at once."""
-    return sum(_holds(node, resources) for node in _nodes()) // resources.workers
+@dataclass(frozen=True)
+class Place:
+    """What the trials of a sweep have in common: how they are stopped early, and the variables of their workers."""
+
+    stop: Stop
+    objective: Objective
+    environment: Mapping[str, str]
 
 
-def _check_fits(resources: Resources) -> None:
-    if slots(resources) == 0:
-        has = "; ".join(f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in _nodes())
-        one = resources.workers == 1
-        asks = "a trial asks" if one else f"a trial's {resources.workers} workers ask"
-        raise OutOfResources(
-            f"{asks} for {resources.cpu:g} CPU and {resources.gpu:g} GPU{'' if one else ' each'}; "
-            f"{'no node has' if one else 'the nodes do not have'} that much ({has}); lower `resources` of the space"
-        )
-
-
-def _holds(node: Mapping[str, float], resources: Resources) -> int:
-    by_cpu = node.get("CPU", 0.0) / resources.cpu
-    by_gpu = node.get("GPU", 0.0) / resources.gpu if resources.gpu else math.inf
-    return int(min(by_cpu, by_gpu) + 1e-9)
-
-
-def _nodes() -> list[Mapping[str, float]]:
-    """What each living node has in all."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-
-
-def _tuner(
-    tasks: Sequence[TrialTask], events: _Events, flag: Path, stop: Stop, objective: Objective, scratch: Path
-) -> tune.Tuner:
-    trainable = tune.with_parameters(TuneTrainable, tasks={task.trial.id: task for task in tasks}, flag=flag, stop=stop)
-    return tune.Tuner(
+def _round(
+    number: int,
+    agenda: Agenda,
+    events: _Events,
+    building: Building,
+    packs: Packs,
+    scheduler: TrialScheduler,
+    place: Place,
+    scratch: Path,
+) -> None:
+    """One run of Tune; its loop builds stages, too."""
+    resources = {packs.asked(task) for task in agenda.tasks}
+    for each in resources:
+        check_fits(each)
+    room = Room(agenda, building)
+    largest = max(resources, key=lambda each: each.cpu * each.workers)
+    events.begin(room, lambda timeout_s: building.pump(timeout_s, lambda: room.pieces(largest)))
+    tasks = {task.trial.id: task for task in agenda.tasks}
+    trainable = tune.with_parameters(TuneTrainable, tasks=tasks, flag=events.flag, stop=place.stop)
+    tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=PlanSearcher(tasks, events.draining),
-            scheduler=_scheduler(stop, objective),
+            search_alg=PlanSearcher(agenda, room, packs, events.pump, events.draining),
+            scheduler=scheduler,
             num_samples=-1,
             reuse_actors=True,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
         ),
         run_config=tune.RunConfig(
-            name="trials",
+            name=f"trials-{number}",
             storage_path=str(scratch),
             callbacks=[events],
             failure_config=tune.FailureConfig(max_failures=DEATHS),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
         ),
-    )
+    ).fit()
 
 
 def _scheduler(stop: Stop, objective: Objective) -> TrialScheduler:
@@ -131,49 +146,7 @@ def _name(trial: TuneTrial) -> str:
     return str(trial.config["trial"])
 
 
-class _NotKept:
-    """Tune pickles all its parts to disk for a restore that never comes; locks and listeners cannot go there."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-
-class PlanSearcher(_NotKept, Searcher):
-    """Hands out the plan's trials in order, a few more at a time than can run: the rest is nobody's yet."""
-
-    def __init__(self, tasks: Sequence[TrialTask], draining: Callable[[], bool]) -> None:
-        super().__init__()
-        self._waiting = deque(tasks)
-        self._out = 0
-        self._draining = draining
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Ray forgets FINISHED
-        """The next trial, None while enough are out, FINISHED when there are no more (or draining).
-
-        One more than can run is out, to wait in Tune for its resources. It knows nothing of those of several workers.
-        """
-        if not self._waiting or self._draining():
-            return str(Searcher.FINISHED)
-        resources = self._waiting[0].trial.resources
-        if self._out >= slots(resources) + (resources.workers == 1):
-            return None
-        self._out += 1
-        task = self._waiting.popleft()
-        asked = {"cpu": resources.cpu, "gpu": resources.gpu, "workers": resources.workers}
-        return {"trial": task.trial.id, **asked}
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """One more may go out."""
-        self._out -= 1
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: what has run is in the ledger."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing: a sweep resumes from its ledger, with a new searcher."""
-
-
-class _Events(_NotKept, tune.Callback):
+class _Events(NotKept, tune.Callback):
     """Tune's events as the sweep's, each trial started and ended once; an error of the listener drains and is kept."""
 
     def __init__(
@@ -186,7 +159,9 @@ class _Events(_NotKept, tune.Callback):
         self._tasks = {task.trial.id: task for task in tasks}
         self._on_event = on_event
         self._draining = draining
-        self._flag = flag
+        self.flag = flag
+        self._room: Room | None = None
+        self._pump: Callable[[float], bool] = lambda _: False
         self._started: set[str] = set()
         self._ended: set[str] = set()
         self._caught: BaseException | None = None
@@ -200,10 +175,26 @@ class _Events(_NotKept, tune.Callback):
         if self._caught is not None:
             raise self._caught
 
+    def begin(self, room: Room, pump: Callable[[float], bool]) -> None:
+        """Another round begins: stages are built by `pump`, which waits so many seconds for an answer."""
+        self._room, self._pump = room, pump
+
+    def pump(self, timeout_s: float) -> bool:
+        """Builds stages. Where there is nothing to wait for, it waits in vain: another process may build one."""
+        try:
+            if not self._pump(timeout_s):
+                time.sleep(timeout_s)
+        except Exception as error:  # noqa: BLE001 -- as in `_tell`
+            self._caught = self._caught or error
+        return True
+
     def on_step_begin(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
-        """Tells the workers to drain: they look for the flag between two steps."""
-        if self.draining() and not self._flag.exists():
-            self._flag.touch()
+        """Goes on with the stages; tells the workers to drain: they look for the flag between two steps."""
+        assert self._room is not None, "a round begins with begin"
+        self._room.starting = any(trial.status == TuneTrial.PENDING for trial in trials)
+        self.pump(0.0)
+        if self.draining() and not self.flag.exists():
+            self.flag.touch()
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """A worker has the trial (again, after a death)."""
@@ -243,7 +234,7 @@ class _Events(_NotKept, tune.Callback):
     def _tell(self, event: TrialEvent) -> None:
         try:
             self._on_event(event)
-        except BaseException as error:  # noqa: BLE001 -- kept and raised by run_trials: Tune would wrap it
+        except BaseException as error:  # noqa: BLE001 -- kept and raised by run: Tune would wrap it
             self._caught = self._caught or error
 
 

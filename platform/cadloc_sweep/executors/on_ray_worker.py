@@ -14,6 +14,7 @@ from cadloc.contract import Progress
 from cadloc_sweep.durable_files import CorruptFile
 from cadloc_sweep.executors import TrialTask
 from cadloc_sweep.executors.on_ray_data_parallel import shared_trial_steps
+from cadloc_sweep.executors.on_ray_packing import sender
 from cadloc_sweep.ledger import read_result, write_result
 from cadloc_sweep.space_settings import NoStop, Stop
 from cadloc_sweep.trials import TrialPaths, TrialResult
@@ -28,7 +29,8 @@ class TuneTrainable(tune.Trainable):
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        """What the trial asks for; where workers share it, they ask, and this actor needs nothing (a byte)."""
+        """What the trial asks for beside its server, if any; where workers share it, they ask, and this actor needs
+        nothing (a byte)."""
         if config["workers"] > 1:
             return tune.PlacementGroupFactory([{"memory": 1}])
         return tune.PlacementGroupFactory([{"CPU": config["cpu"], "GPU": config["gpu"]}])
@@ -62,8 +64,9 @@ class TuneTrainable(tune.Trainable):
 
     def _begin(self, config: Mapping[str, Any]) -> None:
         self._task = self._tasks[config["trial"]]
+        server: str | None = config.get("server")
         self._steps: Generator[Progress, None, TrialResult] = (
-            trial_steps(self._task)
+            trial_steps(self._task, sender(server) if server else None)
             if self._task.trial.resources.workers == 1
             else shared_trial_steps(self._task, self._flag.parent)
         )

@@ -114,8 +114,8 @@ def smooth_render(
     big_from_image = np.array([[2.0, 0.0, 0.5], [0.0, 2.0, 0.5], [0.0, 0.0, 1.0]])
     big_size = (2 * size_px[0] + 1, 2 * size_px[1] + 1)
     big = renderer.render(model, cad_from_cam, big_from_image @ intrinsics, *big_size, light)
-    depths_m = depth_m(big, cad_from_cam)[1::2, 1::2].copy()
-    return Render(_halved(big.image), _halved(big.mask.astype(np.uint8)), depths_m)
+    centres_m = depth_m(big.every_second(), cad_from_cam)
+    return Render(_halved(big.image), _halved(big.mask.view(np.uint8)), centres_m)
 
 
 def _rendered(job: Job, viewpoint: Viewpoint, light: Light) -> Render:

@@ -71,16 +71,17 @@ class AceFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features (B, C, H/8, W/8) of RGB images (B, 3, H, W) uint8; differentiable in the weights."""
+        in_place = not torch.is_grad_enabled()
         x = (grayscale(images) - _MEAN) / _STD
         for layer in (self.conv1, self.conv2, self.conv3, self.conv4):
-            x = relu(layer(x))
+            x = relu(layer(x), in_place)
         residual = x
         for layer in (self.res1_conv1, self.res1_conv2, self.res1_conv3):
-            x = relu(layer(x))
+            x = relu(layer(x), in_place)
         residual = residual + x
         x = residual
         for layer in (self.res2_conv1, self.res2_conv2, self.res2_conv3):
-            x = relu(layer(x))
+            x = relu(layer(x), in_place)
         skipped: Tensor = self.res2_skip(residual)
         return skipped + x
 

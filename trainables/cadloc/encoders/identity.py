@@ -8,9 +8,11 @@ from safetensors.torch import save
 from torch import nn
 
 from cadloc.encoders import Encoder
+from cadloc.encoders.folding import Folded
 
 
 def encoder_digest(encoder: Encoder) -> str:
     """SHA-256 (64 hex digits) of the encoder's weights; of one that learned nothing, that of no weights."""
-    state = encoder.state_dict() if isinstance(encoder, nn.Module) else {}
+    learned = encoder.plain if isinstance(encoder, Folded) else encoder
+    state = learned.state_dict() if isinstance(learned, nn.Module) else {}
     return hashlib.sha256(save({name: value.cpu().contiguous() for name, value in state.items()})).hexdigest()

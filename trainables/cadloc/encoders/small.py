@@ -121,8 +121,9 @@ class _Block(nn.Module):
         self.mix_norm = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        seen = relu(self.around_norm(self.around(x)))
-        return relu(x + self.mix_norm(self.mix(seen)))
+        in_place = not torch.is_grad_enabled()
+        seen = relu(self.around_norm(self.around(x)), in_place)
+        return relu(x + self.mix_norm(self.mix(seen)), in_place)
 
 
 def _convolution(inputs: int, outputs: int, *, kernel: int, stride: int) -> nn.Sequential:

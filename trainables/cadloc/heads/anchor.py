@@ -21,6 +21,7 @@ from cadloc.heads.anchors import (
     spacing_m,
 )
 from cadloc.heads.head import Head, HeadOutput, TrainingOutput
+from cadloc.heads.linear import Linear
 from cadloc.heads.perceptron import DeviationReadOut
 from cadloc.heads.prototypes import Discriminant, discriminant
 from cadloc.losses.phase import Evidence
@@ -56,9 +57,9 @@ class AnchorClassifier(Head):
         self.classification = config.classification
         self._anchors_of, self._evidence = config.anchors_of, config.evidence
         directions = min(dimensions, MOST_DIRECTIONS)
-        self.whitening = nn.Linear(dimensions, directions)
+        self.whitening = Linear(dimensions, directions)
         self.blocks = nn.ModuleList(_block(directions, config.width) for _ in range(config.blocks))
-        self.scores = nn.Linear(directions, config.anchors)
+        self.scores = Linear(directions, config.anchors)
         self.code = nn.Linear(directions, CODE)
         self.offsets = nn.Parameter(torch.zeros(config.anchors, 3, CODE))
         self.deviation = DeviationReadOut(directions) if deviation else None
@@ -103,7 +104,7 @@ class AnchorClassifier(Head):
         The classifier starts from the samples' points or, by expectation maximisation, from their rays. Raises
         InputError when there are fewer samples than anchors.
         """
-        points = samples.scene_coordinates[samples.known].cpu().numpy()
+        points = samples.known_points.cpu().numpy()
         if self._anchors_of == "surface":
             points = area_uniform(points, len(self.anchors))
         centres = place_anchors(points, len(self.anchors), seed)
@@ -173,7 +174,7 @@ class AnchorClassifier(Head):
 
 def _block(dimensions: int, width: int) -> nn.Sequential:
     """A residual branch that starts at zero: training begins at the classifier that the prototypes make."""
-    branch = nn.Sequential(nn.Linear(dimensions, width), nn.ReLU(), nn.Linear(width, dimensions))
+    branch = nn.Sequential(Linear(dimensions, width), nn.ReLU(inplace=True), Linear(width, dimensions))
     for parameter in branch[2].parameters():
         nn.init.zeros_(parameter)
     return branch
@@ -182,5 +183,6 @@ def _block(dimensions: int, width: int) -> nn.Sequential:
 def _some(samples: Samples, count: int, seed: int) -> Tensor:
     """Indices of `count` samples with a known point (all, if there are fewer), in the order of the buffer."""
     generator = np.random.default_rng([seed, 1])
-    chosen = generator.choice(len(samples.known), min(count, len(samples.known)), replace=False)
-    return samples.known[torch.from_numpy(np.sort(chosen)).to(samples.features.device)]
+    known = samples.known
+    chosen = generator.choice(len(known), min(count, len(known)), replace=False)
+    return known[torch.from_numpy(np.sort(chosen)).to(samples.features.device)]

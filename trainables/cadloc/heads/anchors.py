@@ -70,7 +70,7 @@ def spacing_m(anchors: NDArray[np.float64]) -> float:
 def log_likelihood_of_points(anchors: Tensor, points: Tensor, deviation_m: Tensor) -> Tensor:
     """(B, K): how well anchors (K, 3) explain points (B, 3): −distance² / 2 deviation², up to a constant."""
     squared = torch.addmm((anchors**2).sum(dim=1), points, anchors.T, alpha=-2)
-    return (squared + (points**2).sum(dim=1, keepdim=True)).clamp_(min=0).div_(-2 * deviation_m**2)
+    return (squared + (points**2).sum(dim=1, keepdim=True)).relu_().div_(-2 * deviation_m**2)
 
 
 def log_likelihood_of_rays(anchors: Tensor, batch: Batch, origin: Tensor, deviation_m: Tensor) -> Tensor:
@@ -84,5 +84,5 @@ def log_likelihood_of_rays(anchors: Tensor, batch: Batch, origin: Tensor, deviat
     along_m = torch.addmm(-(centres * directions).sum(dim=1, keepdim=True), directions, anchors.T)
     squared = torch.addmm((anchors**2).sum(dim=1), centres, anchors.T, alpha=-2)
     squared += (centres**2).sum(dim=1, keepdim=True)
-    squared.addcmul_(along_m, along_m, value=-1).clamp_(min=0).div_(-2 * deviation_m**2)
+    squared = torch.addcmul(squared, along_m, along_m, value=-1).relu_().div_(-2 * deviation_m**2)
     return squared.masked_fill_(along_m < NEAREST_M, BEHIND)

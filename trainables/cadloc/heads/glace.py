@@ -7,6 +7,8 @@ a base to be relative to: a mean of the centres, weighted by a softmax, so that 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -57,7 +59,15 @@ class GlacePerceptron(Head):
 
     def training_output(self, batch: Batch, evidence: Evidence) -> TrainingOutput:
         """The loss is all that supervises this head; it sees the global features through noise."""
-        output = self(batch.features, self._diffused(batch))
+        return self.output_of_shown(self.shown(batch), evidence)
+
+    def shown(self, batch: Batch) -> Batch:
+        """With noise on the global features."""
+        return replace(batch, global_features=self._diffused(batch))
+
+    def output_of_shown(self, batch: Batch, evidence: Evidence) -> TrainingOutput:
+        """Of the global features as they are."""
+        output = self(batch.features, batch.global_features)
         return TrainingOutput(output.coordinates, output.coordinates.new_zeros(()), output.deviation_m)
 
     def fit(self, samples: Samples, seed: int, evidence: Evidence = "rays") -> None:
@@ -71,7 +81,7 @@ class GlacePerceptron(Head):
         if self._centres_of == "cameras":
             points = seeing_centres(samples).cpu().numpy()
         else:
-            points = area_uniform(samples.scene_coordinates[samples.known].cpu().numpy(), count)
+            points = area_uniform(samples.known_points.cpu().numpy(), count)
         placed = torch.from_numpy(place_anchors(points, count, seed, "head.centres"))
         self.centres.copy_(placed - self.centre.double().cpu())
 

@@ -72,6 +72,14 @@ class Head(nn.Module, ABC):
     def training_output(self, batch: Batch, evidence: Evidence) -> TrainingOutput:
         """Output of a batch whose supervision may use the given evidence and nothing else of the batch."""
 
+    def shown(self, batch: Batch) -> Batch:
+        """The batch as training shows it to this head: with what is drawn at random in its step."""
+        return batch
+
+    def output_of_shown(self, batch: Batch, evidence: Evidence) -> TrainingOutput:
+        """`training_output` of what `shown` gave: a function of tensors alone, nothing in it is drawn."""
+        return self.training_output(batch, evidence)
+
     @abstractmethod
     def fit(self, samples: Samples, seed: int, evidence: Evidence = "rays") -> None:
         """Sets what is not learned by gradients; called once, before training.

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from cadloc.heads.linear import Linear
 from cadloc.samples import Samples
 
 LARGEST_SCALE = 4.0
@@ -26,10 +27,10 @@ class Perceptron(nn.Module):
 
     def __init__(self, inputs: int, width: int, inner: int, blocks: int) -> None:
         super().__init__()
-        self.skip = nn.Identity() if inputs == width else nn.Linear(inputs, width)
+        self.skip = nn.Identity() if inputs == width else Linear(inputs, width)
         self.first = _triple(inputs, width, inner)
         self.blocks = nn.ModuleList(_triple(width, width, inner) for _ in range(blocks))
-        self.last = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, inner), nn.ReLU())
+        self.last = nn.Sequential(Linear(width, width), _relu(), Linear(width, inner), _relu())
 
     def forward(self, features: Tensor) -> Tensor:
         """Hidden values (B, inner)."""
@@ -91,7 +92,8 @@ def mean_camera_centre(samples: Samples) -> Tensor:
 
 def seeing_centres(samples: Samples) -> Tensor:
     """Of the cameras that the samples are of, (S, 3) float64 in `cad`."""
-    return camera_centres(samples)[torch.unique(samples.view)]
+    seen = torch.bincount(samples.view, minlength=len(samples.cam_from_cad))
+    return camera_centres(samples)[seen.nonzero()[:, 0]]
 
 
 def camera_centres(samples: Samples) -> Tensor:
@@ -103,5 +105,10 @@ def camera_centres(samples: Samples) -> Tensor:
 def _triple(inputs: int, width: int, inner: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for before, after in ((inputs, width), (width, inner), (inner, width)):
-        layers += [nn.Linear(before, after), nn.ReLU()]
+        layers += [Linear(before, after), _relu()]
     return nn.Sequential(*layers)
+
+
+def _relu() -> nn.ReLU:
+    """In place: no backward pass asks for what a linear layer gave, and on a CPU each new array costs its pages."""
+    return nn.ReLU(inplace=True)

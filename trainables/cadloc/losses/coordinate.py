@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cadloc.loss_config import CoordinateLoss
-from cadloc.losses.kernels import Clamp, robust
+from cadloc.losses.kernels import Clamp, Moment, robust
 from cadloc.losses.phase import Evidence, Prediction, Unit, mean_where
 from cadloc.samples import Batch, SceneScale
 
@@ -47,7 +47,7 @@ class CoordinatePhase:
     """
 
     config: CoordinateLoss = _RAW
-    progress: float = 0.0
+    progress: Moment = 0.0
     scale: SceneScale = _NOWHERE
     evidence: ClassVar[Evidence] = "points"
 

@@ -6,17 +6,21 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from cadloc.loss_config import FadeLoss
 from cadloc.losses.coordinate import coordinate_errors_m, pixels_per_metre
+from cadloc.losses.kernels import Moment
 from cadloc.losses.phase import Evidence, Prediction, Unit
 from cadloc.losses.reprojection import ReprojectionPhase, privileged_reprojection_losses
 from cadloc.samples import Batch
 
 
-def fade_weight(config: FadeLoss, progress: float) -> float:
+def fade_weight(config: FadeLoss, progress: Moment) -> Moment:
     """Weight of the prior at `progress` in [0, 1]: half a cosine from `weight` at the start to 0 at `over`."""
+    if isinstance(progress, Tensor):
+        return config.weight * 0.5 * (1 + torch.cos(math.pi * (progress / config.over).clamp(max=1.0)))
     return config.weight * 0.5 * (1 + math.cos(math.pi * min(1.0, progress / config.over)))
 
 
@@ -32,7 +36,7 @@ class FadePhase:
     """Mean of the reprojection error and the weighted prior over the batch, in pixels, while the prior acts."""
 
     config: FadeLoss
-    progress: float
+    progress: Moment
     unit: ClassVar[Unit] = "px"
     evidence: ClassVar[Evidence] = "points"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, TypeAlias, TypeVar, assert_never
+from typing import Literal, NamedTuple, TypeAlias, assert_never
 
 import torch
 from torch import Tensor
@@ -14,7 +14,11 @@ from cadloc.schedules import circle
 Threshold: TypeAlias = float | Tensor
 """In the unit of the errors: one for all, or (B,), one for each."""
 
-_T = TypeVar("_T", float, Tensor, Threshold)
+Moment: TypeAlias = float | Tensor
+"""Progress in [0, 1] of a run: a number, or a scalar tensor where many runs, each at its own, are computed at once."""
+
+NEAR_LIMIT = 1e-6
+"""Shapes of the general loss so close to 0 or 2 count as these."""
 
 
 class Clamp(NamedTuple):
@@ -29,18 +33,24 @@ class Clamp(NamedTuple):
     smallest: Threshold
 
 
-def threshold_at(progress: float, course: Course, largest: _T, smallest: _T) -> _T:
+def threshold_at(progress: Moment, course: Course, largest: Threshold, smallest: Threshold) -> Threshold:
     """The falling threshold τ at `progress` in [0, 1]: along a quarter of a circle (ACE, section 3.4), or a line."""
     match course:
         case "circle":
-            return largest * circle(progress, 1.0, 0.0) + smallest
+            return largest * _circle(progress) + smallest
         case "linear":
             return largest * (1.0 - progress) + smallest
         case _:
             assert_never(course)
 
 
-def robust(errors: Tensor, clamp: Clamp, progress: float) -> Tensor:
+def _circle(progress: Moment) -> Moment:
+    if isinstance(progress, Tensor):
+        return (1.0 - progress * progress).clamp(min=0.0).sqrt()
+    return circle(progress, 1.0, 0.0)
+
+
+def robust(errors: Tensor, clamp: Clamp, progress: Moment) -> Tensor:
     """Losses (B,) of errors (B,), not negative, at `progress` in [0, 1] of the clamp's course; same unit.
 
     With the falling threshold τ: `dyntanh` is τ · tanh(e/τ) (ACE), `geman_mcclure` τ · 9r²/(9r² + 4) with r = e/τ (as
@@ -73,17 +83,29 @@ def robust(errors: Tensor, clamp: Clamp, progress: float) -> Tensor:
             assert_never(clamp.kernel)
 
 
-def general_loss(ratios: Tensor, shape: float) -> Tensor:
+def general_loss(ratios: Tensor, shape: float | Tensor) -> Tensor:
     """Barron's general adaptive loss (CVPR 2019, equation 8) of errors in units of its scale, finite `shape` α.
 
     ½ r² for α = 2, log(½ r² + 1) for α = 0, 2 r²/(r² + 4) for α = −2. Near the two limits, the general form
     is written such that nothing cancels.
     """
     squares = ratios.square()
+    if isinstance(shape, Tensor):
+        return _general_loss_of_tensor(squares, shape)
     width = abs(shape - 2.0)
-    if math.isclose(width, 0.0, abs_tol=1e-6):
+    if math.isclose(width, 0.0, abs_tol=NEAR_LIMIT):
         return 0.5 * squares
     logarithms = torch.log1p(squares / width)
-    if math.isclose(shape, 0.0, abs_tol=1e-6):
+    if math.isclose(shape, 0.0, abs_tol=NEAR_LIMIT):
         return logarithms
     return (width / shape) * torch.expm1(0.5 * shape * logarithms)
+
+
+def _general_loss_of_tensor(squares: Tensor, shape: Tensor) -> Tensor:
+    """The same where only the device knows the shape, a scalar: all three forms are computed, one is chosen."""
+    quadratic, logarithmic = (shape - 2.0).abs() <= NEAR_LIMIT, shape.abs() <= NEAR_LIMIT
+    width = (shape - 2.0).abs().where(~quadratic, 1.0)
+    exponent = shape.where(~logarithmic, 1.0)
+    logarithms = torch.log1p(squares / width)
+    general = (width / exponent) * torch.expm1(0.5 * exponent * logarithms)
+    return torch.where(quadratic, 0.5 * squares, torch.where(logarithmic, logarithms, general))

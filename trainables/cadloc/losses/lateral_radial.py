@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cadloc.loss_config import LateralRadialLoss, ReprojectionLoss
 from cadloc.losses.coordinate import NEAREST_M, normalised_errors_px, pixels_per_metre
-from cadloc.losses.kernels import Clamp, robust
+from cadloc.losses.kernels import Clamp, Moment, robust
 from cadloc.losses.phase import Evidence, Prediction, Unit, mean_where
 from cadloc.losses.reprojection import project
 from cadloc.samples import Batch
@@ -46,7 +46,7 @@ class LateralRadialPhase:
     """
 
     config: LateralRadialLoss
-    progress: float
+    progress: Moment
     unit: ClassVar[Unit] = "px"
     evidence: ClassVar[Evidence] = "points"
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cadloc.loss_config import PerSampleSwitchLoss
 from cadloc.losses.coordinate import coordinate_errors_m, normalised_errors_px, pixels_per_metre
+from cadloc.losses.kernels import Moment
 from cadloc.losses.phase import Evidence, Prediction, Unit, mean_where
 from cadloc.losses.reprojection import clamped_px, project
 from cadloc.samples import Batch
@@ -26,7 +27,7 @@ class PerSampleSwitchPhase:
     """Mean over the samples that have a known coordinate or a valid projection, in pixels."""
 
     config: PerSampleSwitchLoss
-    progress: float
+    progress: Moment
     unit: ClassVar[Unit] = "px"
     evidence: ClassVar[Evidence] = "points"
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cadloc.loss_config import ReprojectionLoss
 from cadloc.losses.coordinate import normalised_errors_px
-from cadloc.losses.kernels import Clamp, robust
+from cadloc.losses.kernels import Clamp, Moment, robust
 from cadloc.losses.phase import Evidence, Prediction, Unit
 from cadloc.samples import Batch
 
@@ -37,13 +37,13 @@ def project(coordinates: Tensor, batch: Batch, config: ReprojectionLoss) -> Proj
     return Projection(points_cam, error_px, valid)
 
 
-def clamped_px(projection: Projection, config: ReprojectionLoss, progress: float) -> Tensor:
+def clamped_px(projection: Projection, config: ReprojectionLoss, progress: Moment) -> Tensor:
     """Losses (B,) of the projection's errors under the kernel, at `progress` in [0, 1] of its course."""
     clamp = Clamp(config.kernel, config.course, config.soft_clamp_px, config.soft_clamp_min_px)
     return robust(projection.errors_px, clamp, progress)
 
 
-def reprojection_losses(coordinates: Tensor, batch: Batch, config: ReprojectionLoss, progress: float) -> Tensor:
+def reprojection_losses(coordinates: Tensor, batch: Batch, config: ReprojectionLoss, progress: Moment) -> Tensor:
     """Losses (B,) of coordinates (B, 3) in `cad` (ACE, section 3.4 and supplement), from poses and pixels alone.
 
     Valid predictions cost their error under the kernel. Invalid ones cost their L1 distance in `cam` to a point on
@@ -56,7 +56,7 @@ def reprojection_losses(coordinates: Tensor, batch: Batch, config: ReprojectionL
 
 
 def privileged_reprojection_losses(
-    coordinates: Tensor, batch: Batch, config: ReprojectionLoss, progress: float
+    coordinates: Tensor, batch: Batch, config: ReprojectionLoss, progress: Moment
 ) -> Tensor:
     """As `reprojection_losses`, but who knows where an invalid prediction belongs does not send it to a guess.
 
@@ -73,7 +73,7 @@ class ReprojectionPhase:
     """Mean clamped reprojection error, in pixels."""
 
     config: ReprojectionLoss
-    progress: float
+    progress: Moment
     unit: ClassVar[Unit] = "px"
     evidence: ClassVar[Evidence] = "rays"
 

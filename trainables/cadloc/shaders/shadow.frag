@@ -1,10 +1,13 @@
 #version 330 core
+#ifdef OPAQUE_FROM
 in vec2 uv;
 in float alpha;
 
 uniform sampler2D base_texture;
-uniform float opaque_from;
+#endif
 
 void main() {
-  if (alpha * texture(base_texture, uv).a < opaque_from) discard;
+#ifdef OPAQUE_FROM
+  if (alpha * texture(base_texture, uv).a < OPAQUE_FROM) discard;
+#endif
 }

@@ -9,13 +9,17 @@ uniform vec3 eye;            // camera centre, in the frame of `position`
 uniform mat4 clip_from_eye;  // turns and projects positions relative to the camera centre
 
 out vec3 relative;           // surface point minus camera centre: small numbers near the camera keep their digits
+#ifdef NORMALS
 out vec3 vertex_normal;
+#endif
 out vec2 uv;
 out vec4 tint;
 
 void main() {
   relative = position - eye;
+#ifdef NORMALS
   vertex_normal = normal;
+#endif
   uv = texture_coordinate;
   tint = colour;
   gl_Position = clip_from_eye * vec4(relative, 1.0);

@@ -1,0 +1,82 @@
+"""Work on a CUDA device that is recorded once and replayed: thousands of small launches become one.
+
+What is recorded is a function of its input tensors and of tensors that stay where they are. It is replayed on the same
+memory: inputs are copied in, results copied out (PyTorch's documentation, "CUDA semantics", section on CUDA graphs).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WARM_UPS = 3
+"""Runs before the recording, in which libraries set themselves up."""
+MOST_GRAPHS = 8
+_LOG = logging.getLogger(__name__)
+
+Tensors = Mapping[str, Tensor]
+Values = list[dict[str, Tensor]]
+Work = Callable[[Tensors], Values]
+"""Reads its inputs; repeated, it does the same again. Waits for nothing, and makes scalars."""
+
+
+class Captured:
+    """A recording of `work`. Raises RuntimeError where something in it cannot be recorded."""
+
+    def __init__(self, work: Work, inputs: Tensors, pool: Any) -> None:
+        self._inputs = {name: value.clone() for name, value in inputs.items()}
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                work(self._inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        # Other threads may open samples meanwhile.
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+            self._values = work(self._inputs)
+            self._side_by_side = torch.stack([value for each in self._values for value in each.values()])
+
+    def __call__(self, inputs: Tensors) -> Values:
+        """What `work` makes of the inputs."""
+        torch._foreach_copy_([*self._inputs.values()], [inputs[name] for name in self._inputs])
+        self._graph.replay()
+        values = iter(self._side_by_side.clone().unbind())
+        return [{name: next(values) for name in each} for each in self._values]
+
+
+class Recordings:
+    """The last recordings, by what sets one apart from another; on other devices than CUDA, work is done as it is.
+
+    Work that cannot be recorded is said so of once, and from then on all is done as it is.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on = device.type == "cuda"
+        self._kept: OrderedDict[Hashable, Captured] = OrderedDict()
+        self._pool = torch.cuda.graph_pool_handle() if self._on else None
+
+    def run(self, key: Hashable, work: Work, inputs: Tensors) -> Values:
+        """What `work` makes of the inputs; under the same key, it must differ in nothing but these."""
+        if not self._on:
+            return work(inputs)
+        try:
+            return self._recorded(key, work, inputs)(inputs)
+        except RuntimeError as error:
+            _LOG.warning("steps are not recorded as a CUDA graph: %s", error)
+            self._on = False
+            self._kept.clear()
+            return work(inputs)
+
+    def _recorded(self, key: Hashable, work: Work, inputs: Tensors) -> Captured:
+        if key not in self._kept:
+            self._kept[key] = Captured(work, inputs, self._pool)
+        self._kept.move_to_end(key)
+        if len(self._kept) > MOST_GRAPHS:
+            self._kept.popitem(last=False)
+        return self._kept[key]
