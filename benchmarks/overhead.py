@@ -6,6 +6,7 @@ by itself with actors that are used again, which writes no results of its own an
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
@@ -124,7 +125,9 @@ def _bare_tune_s(trials: int) -> float:
             tune.with_resources(Nothing, {"CPU": 1}),
             param_space={"seed": tune.grid_search(list(range(trials)))},
             tune_config=tune.TuneConfig(reuse_actors=True),
-            run_config=tune.RunConfig(storage_path=folder, verbose=0),
+            run_config=tune.RunConfig(
+                storage_path=folder, verbose=0, checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False)
+            ),
         ).fit()
         seconds = time.perf_counter() - start_s
     assert results.num_errors == 0
@@ -142,7 +145,7 @@ def _one_ray() -> Iterator[None]:
         address="local",
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         runtime_env={"env_vars": variables},
     )
     try:

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from cadloc.buffer import Buffer
 from cadloc.samples import Samples
 from cadloc.shuffling import Shuffled
 
+BATCH_SIZE = 1024
 
-def buffers_held(stage: Path, processes: int, batch_size: int = 1024) -> float:
-    """Growth of the processes' memory, shared pages counted by share, once each has read a pass; in sizes of the buffer.
 
-    Proportional set sizes (PSS) as Linux tells them, all processes being alive.
+def buffers_held(stage: Path, small: Path, processes: int, start: str = "spawn") -> float:
+    """By how much the processes' memory grows when each of them has read a pass over a buffer; in sizes of it.
+
+    Proportional set sizes (PSS), as Linux tells them, all processes being alive: a shared page counts once. They first
+    read a `small` buffer, for what any first use of a library costs. `start` is how processes are started.
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(start)
     pipes, members = [], []
     for _ in range(processes):
         ours, theirs = context.Pipe()
-        members.append(context.Process(target=_read, args=(theirs, stage, batch_size), daemon=True))
+        members.append(context.Process(target=_read, args=(theirs, (small, stage)), daemon=True))
         members[-1].start()
         pipes.append(ours)
     before = _together(pipes)
-    _together(pipes)  # each has read all
     after = _together(pipes)
     for pipe in pipes:
         pipe.send("end")
@@ -45,19 +47,18 @@ def _together(pipes: Sequence[Connection]) -> float:
     return float(sum(pipe.recv() for pipe in pipes))
 
 
-def _read(pipe: Connection, stage: Path, batch_size: int) -> None:
+def _read(pipe: Connection, stages: Sequence[Path]) -> None:
     torch.set_num_threads(1)
-    pipe.recv()
-    pipe.send(_pss_bytes())
-    pipe.recv()
-    samples = Samples.from_buffer(Buffer.open(stage))
-    batches = Shuffled(samples, batch_size, seed=0)
-    total: Tensor = torch.zeros(())
-    for step in range(len(samples) // batch_size):
-        total += batches.batch(step).features[0, 0]
-    pipe.send(0.0)
-    pipe.recv()
-    pipe.send(_pss_bytes())
+    gc.disable()  # a collection touches all that a forked process has in common with others
+    kept = []
+    for stage in stages:
+        samples = Samples.from_buffer(Buffer.open(stage))
+        batches = Shuffled(samples, BATCH_SIZE, seed=0)
+        for step in range(len(samples) // BATCH_SIZE):
+            batches.batch(step)
+        kept.append(batches)
+        pipe.recv()
+        pipe.send(_pss_bytes())
     pipe.recv()
 
 

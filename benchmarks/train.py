@@ -41,9 +41,9 @@ def measure() -> Iterator[Measurement]:
 def _ace(workers: TrainWorkers, samples: Samples, width: int, batch_size: int, cores: int) -> Measurement:
     head = AceHead(width=width)
     arrangements = {
-        "ours": (Job(head, batch_size, ours=True), cores),
-        "theirs, a process per core": (Job(head, batch_size, ours=False), cores),
-        "theirs, a thread per core": (Job(head, batch_size, ours=False, threads=cores), 1),
+        "ours": (Job(head, batch_size, "ours"), cores),
+        "theirs, a process per core": (Job(head, batch_size, "like ACE's"), cores),
+        "theirs, a thread per core": (Job(head, batch_size, "like ACE's", threads=cores), 1),
     }
     rates: dict[str, list[float]] = {name: [] for name in arrangements}
     for _ in range(ROUNDS):
@@ -55,7 +55,7 @@ def _ace(workers: TrainWorkers, samples: Samples, width: int, batch_size: int, c
         ours,
         "samples/s",
         baseline=max(theirs),
-        limit=_limit(samples, head, batch_size, width),
+        limit=_limit(samples, head, batch_size),
         what="a loop like ACE's",
         limit_is="the best matrix product",
         target="1.1 times the baseline, 65 % of the limit" if batch_size == 5120 else "",
@@ -66,20 +66,22 @@ def _quick(workers: TrainWorkers, samples: Samples, cores: int) -> Measurement:
     """Of the default preset's head: scores over all anchors, of which most is not matrix products."""
     head = AnchorHead.model_validate(QUICK["head"])
     batch_size = QUICK["training"]["batch_size"]
-    rates = [workers.samples_per_s(Job(head, batch_size, ours=True), cores) for _ in range(ROUNDS)]
-    limit = _limit(samples, head, batch_size, head.width)
+    rates = [workers.samples_per_s(Job(head, batch_size, "ours"), cores) for _ in range(ROUNDS)]
+    limit = _limit(samples, head, batch_size)
     return Measurement(
         "train.quick", median(rates), "samples/s", limit=limit, limit_is="the best matrix product of its width"
     )
 
 
-def _limit(samples: Samples, head: HeadConfig, batch_size: int, width: int) -> float:
-    """Samples per second, were a step nothing but its matrix products at the best rate."""
-    return gemm_flops(width, batch_size) / flops_per_sample(samples, head, batch_size)
+def _limit(samples: Samples, head: HeadConfig, batch_size: int) -> float:
+    """Samples per second, were a step nothing but its linear layers, at the best rate of products of its width."""
+    return gemm_flops(head.width, batch_size) / flops_per_sample(samples, head, batch_size)
 
 
 def _memory(stage: Path) -> Measurement:
-    held = buffers_held(stage, TRIALS)
+    with tempfile.TemporaryDirectory() as small:
+        made_buffer(Path(small), 10_000, DIMENSIONS)
+        held = buffers_held(stage, Path(small), TRIALS)
     return Measurement(
         f"train.memory_of_{TRIALS}_trials",
         held,

@@ -14,7 +14,7 @@ from cadloc_sweep.plan import Plan
 from cadloc_sweep.stages import StageStore
 from cadloc_sweep.trials import SweepPaths, Trial, trial_from_file
 
-_BUDGET_KEYS = ("trainable", "views", "encoder", "buffer", "head", "training")
+_BUDGET_KEYS = ("trainable", "views", "encoder", "projection", "buffer", "head", "training")
 """Parts of a configuration that decide how long a trial takes; its loss hardly matters."""
 _TRAINING_S = "time/training_s"
 

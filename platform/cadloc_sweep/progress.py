@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cadloc.contract import StageSpec
+from cadloc.prefixes import TRUNK
 from cadloc_sweep.executors import StageEvent, TrialEvent
 from cadloc_sweep.space_settings import Objective
 from cadloc_sweep.trials import Trial
@@ -230,12 +231,15 @@ def make_display(console: Console, objective: Objective) -> PlainDisplay | LiveD
 
 def stage_label(spec: StageSpec) -> str:
     """A stage in a few words: its kind, its scene (its inputs', where it has none), what tells it from others."""
+    if spec.kind == TRUNK:
+        trial = spec.config["trial"]
+        return f"{TRUNK} {_named(trial['scene'])} {_named(trial['loss'])} until step {spec.config['until']}"
     own = [_named(spec.config[key]) for key in ("scene", "source", "encoder") if key in spec.config]
     inner = [stage_label(each).split(" ", 1)[-1] for role, each in spec.inputs.items() if role in ("views", "photos")]
     tuned = spec.inputs.get("encoder", spec)
-    last = [
-        _named(config[key]) for config, key in ((tuned.config, "finetuning"), (spec.config, "split")) if key in config
-    ]
+    projected = spec.inputs.get("projection", spec)
+    told = ((tuned.config, "finetuning"), (projected.config, "projection"), (spec.config, "split"))
+    last = [_named(config[key]) for config, key in told if key in config]
     return " ".join(part for part in dict.fromkeys([spec.kind, *inner, *own, *last]) if part)
 
 
@@ -250,7 +254,9 @@ def duration(seconds: float) -> str:
 
 
 def _named(value: object) -> str:
-    return str(value["name"]) if isinstance(value, dict) and "name" in value else str(value)
+    if not (isinstance(value, dict) and "name" in value):
+        return str(value)
+    return f"{value['name']} {value['dimensions']}" if "dimensions" in value else str(value["name"])
 
 
 def _trial_name(trial: Trial) -> str:

@@ -22,6 +22,8 @@ from cadloc.contract import Fault, InputError, Json
 from cadloc.encoders import Encoder
 from cadloc.encoders import build as build_encoder
 from cadloc.encoders.identity import encoder_digest
+from cadloc.encoders.projected import WEIGHTS as PROJECTION_WEIGHTS
+from cadloc.encoders.projected import load_projected
 from cadloc.finetuning.adapters import load_tuned
 from cadloc.geometry import Array, inverse
 from cadloc.global_candidates import Candidates, open_candidates, stored_mb
@@ -31,11 +33,12 @@ from cadloc.heads.head import Head
 from cadloc.localization import Estimate
 from cadloc.loss_config import predicts_deviation
 from cadloc.metrics import PoseErrors
+from cadloc.projection_config import NoProjection
 from cadloc.training_config import LocalizationConfig
 from cadloc.whole_files import write_bytes
 
 SCHEMA_VERSION = 3
-WEIGHTS, CARD, TUNED = "map.safetensors", "map.json", "encoder"
+WEIGHTS, CARD, TUNED, PROJECTION = "map.safetensors", "map.json", "encoder", "projection"
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +47,7 @@ class SceneMap:
 
     `image_size_px` is the (width, height) of the views it was trained on; `origin_m` (3,) is what was subtracted
     from the CAD model's coordinates once they were in metres and z up. `candidates` are what a head that is told of
-    whole images reads a photograph with.
+    whole images reads a photograph with; they see the encoder's features whole, the head sees them projected.
     """
 
     head: Head
@@ -63,20 +66,26 @@ def save_map(
     image_size_px: tuple[int, int],
     origin_m: Array,
     tuned: Path | None = None,
+    projection: Path | None = None,
 ) -> None:
-    """Writes `map.safetensors` (float32 throughout) and `map.json`; a fine-tuned encoder is copied beside them."""
-    if tuned is not None:
-        shutil.copytree(
-            tuned, directory / TUNED, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest*", "used")
-        )
+    """Writes `map.safetensors` (float32 throughout) and `map.json`; the stages that made its encoder what it is, a
+    fine-tuned one and a projection of features, are copied beside them."""
+    assert isinstance(config.projection, NoProjection) == (projection is None), "a map takes its projection along"
+    for stage, folder in ((tuned, TUNED), (projection, PROJECTION)):
+        if stage is not None:
+            ignored = shutil.ignore_patterns("manifest*", "used")
+            shutil.copytree(stage, directory / folder, dirs_exist_ok=True, ignore=ignored)
+    plain = build_encoder(config.encoder) if tuned is None else load_tuned(tuned)
+    encoder = plain if projection is None else load_projected(projection, plain)
     tensors = {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}
     card = {
         "schema_version": SCHEMA_VERSION,
         "scene": config.scene.name,
         "head": config.head.model_dump(mode="json"),
         "encoder": config.encoder.model_dump(mode="json"),
-        "encoder_digest": encoder_digest(build_encoder(config.encoder) if tuned is None else load_tuned(tuned)),
+        "encoder_digest": encoder_digest(encoder),
         "tuned": tuned is not None,
+        **({} if projection is None else {"projection": config.projection.model_dump(mode="json")}),
         "localization": config.localization.model_dump(mode="json"),
         "dimensions": head.dimensions,
         "global_dimensions": getattr(head, "global_dimensions", 0),
@@ -100,7 +109,7 @@ def load_map(path: Path) -> SceneMap:
         config, told = _read(HeadConfig, card["head"]), card["global_dimensions"]
         head = build(config, card["dimensions"], seed=0, global_dimensions=told, deviation=card["deviation"])
         head.load_state_dict(load((directory / WEIGHTS).read_bytes()))
-        encoder = _encoder(directory, card)
+        encoder, plain = _encoders(directory, card)
         return SceneMap(
             head.eval().requires_grad_(False),
             encoder,
@@ -108,7 +117,7 @@ def load_map(path: Path) -> SceneMap:
             card["scene"],
             (int(card["image_size_px"][0]), int(card["image_size_px"][1])),
             np.array(card["origin_m"], dtype=np.float64),
-            open_candidates(directory, config, encoder, told),
+            open_candidates(directory, config, plain, told),
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ValidationError, SafetensorError) as error:
         allowed = f"a map: {CARD} beside {WEIGHTS}, as a finished trial leaves them"
@@ -116,17 +125,20 @@ def load_map(path: Path) -> SceneMap:
 
 
 def map_size_mb(directory: Path) -> float:
-    """Size of the map in a trial's directory, without the encoder, in 10⁶ bytes."""
-    return (directory / WEIGHTS).stat().st_size / 1e6 + stored_mb(directory)
+    """Size of the map in a trial's directory, without the encoder, in 10⁶ bytes; a projection of features counts."""
+    projection = directory / PROJECTION / PROJECTION_WEIGHTS
+    parts = (directory / WEIGHTS, *([projection] if projection.exists() else []))
+    return sum(path.stat().st_size for path in parts) / 1e6 + stored_mb(directory)
 
 
-def _encoder(directory: Path, card: Mapping[str, Json]) -> Encoder:
-    tuned = card.get("tuned")
-    encoder = load_tuned(directory / TUNED) if tuned else build_encoder(_read(EncoderConfig, card["encoder"]))
+def _encoders(directory: Path, card: Mapping[str, Json]) -> tuple[Encoder, Encoder]:
+    """The encoder whose features the head reads, and that one without a projection."""
+    plain = load_tuned(directory / TUNED) if card.get("tuned") else build_encoder(_read(EncoderConfig, card["encoder"]))
+    encoder = load_projected(directory / PROJECTION, plain) if "projection" in card else plain
     if encoder_digest(encoder) != card["encoder_digest"]:
         # A head reads the features of one encoder only; those of another, even much like it, are noise to it.
         raise ValueError("its encoder's weights are no longer those the map was made with: run the trial again")
-    return encoder
+    return encoder, plain
 
 
 def write_poses(

@@ -16,6 +16,7 @@ from cadloc.contract import StageBuilder, StageSpec, Trainable
 from cadloc.global_config import GlobalFeaturesConfig, GlobalPlugin
 from cadloc.head_config import GlaceHead
 from cadloc.input_files import photo_files, scene_files
+from cadloc.projection_config import NoProjection
 from cadloc.scene_config import SceneConfig, scene_viewpoints
 
 
@@ -44,10 +45,11 @@ STAGES: dict[str, tuple[str, str]] = {
     "photos": ("cadloc.datasets.photos", "1"),
     "gt_poses": ("cadloc.datasets.gt_poses", "1"),
     "encoder": ("cadloc.finetuning.stage", "1"),
+    "projection": ("cadloc.projection", "1"),
     "distance_field": ("cadloc.distance_field", "1"),
-    "global_features": ("cadloc.global_features", "1"),
-    "buffer": ("cadloc.buffer", "2"),
-    "queries": ("cadloc.queries", "2"),
+    "global_features": ("cadloc.global_features", "2"),
+    "buffer": ("cadloc.buffer", "3"),
+    "queries": ("cadloc.queries", "3"),
     "trunk": ("cadloc.trunk", "1"),
 }
 RESUMABLE = frozenset({"encoder", "trunk"})  # kinds, of one chunk, that go on from what an earlier attempt left
@@ -74,9 +76,8 @@ def stage_builder(kind: str) -> StageBuilder:
 
 def needs_gpu(spec: StageSpec) -> bool:
     """Whether a stage's configuration says that it is made on a GPU."""
-    finetuning = spec.config.get("finetuning")
-    settings = finetuning if isinstance(finetuning, Mapping) else spec.config
-    return settings.get("device") == "cuda"
+    settings = (spec.config, *(part for part in spec.config.values() if isinstance(part, Mapping)))
+    return any(part.get("device") == "cuda" for part in settings)
 
 
 def _named_object(place: str) -> Any:
@@ -88,9 +89,10 @@ def stages_of(config: TrialConfig) -> dict[str, StageSpec]:
     """The stages a trial reads, by role.
 
     `views/D` for every domain and query set D that it trains or is tested on (`views/synthetic` always), `encoder`
-    where it is fine-tuned, `buffer/D` for every domain it trains on, `queries/D` for every test set, and
-    `queries/validation/D` for every domain it is validated on; `render_and_match` reads views only. A user's own
-    trainable `module:function` reads what `stages_of(config)` of its module says, or nothing where there is none.
+    where it is fine-tuned, `projection` where its features are projected, `buffer/D` for every domain it trains on,
+    `queries/D` for every test set, and `queries/validation/D` for every domain it is validated on; `render_and_match`
+    reads views only. A user's own trainable `module:function` reads what `stages_of(config)` of its module says, or
+    nothing where there is none.
     """
     if ":" in config.trainable:
         module = importlib.import_module(config.trainable.split(":", 1)[0])
@@ -102,6 +104,7 @@ def stages_of(config: TrialConfig) -> dict[str, StageSpec]:
         return stages  # it describes images in its own way
     if config.finetuning is not None:
         stages["encoder"] = _tuned_encoder(config, views["synthetic"])
+    stages |= _projection_input(config)
     if any(isinstance(constraint, SurfaceConstraint) for constraint in config.constraints):
         stages["distance_field"] = _distance_field(config)
     stages |= {f"buffer/{name}": _buffer(config, views[name]) for name in config.train_on}
@@ -229,11 +232,25 @@ def _encoder_input(config: TrialConfig) -> dict[str, StageSpec]:
     return {} if config.finetuning is None else {"encoder": _tuned_encoder(config, _renders(config, "synthetic"))}
 
 
+def _projection_input(config: TrialConfig) -> dict[str, StageSpec]:
+    """The projection of features, fitted on what the trial first trains on; none where they stay as they are."""
+    if isinstance(config.projection, NoProjection):
+        return {}
+    slice_ = {"encoder": _dump(config.encoder), "projection": _dump(config.projection)}
+    inputs = {"views": views_stage(config, config.train_on[0]), **_encoder_input(config)}
+    return {"projection": _stage("projection", slice_, inputs, _weights(config))}
+
+
+def _features_input(config: TrialConfig) -> dict[str, StageSpec]:
+    return {**_encoder_input(config), **_projection_input(config)}
+
+
 def _buffer(config: TrialConfig, views: StageSpec) -> StageSpec:
-    # Buffers of the cells that see the model were stored before others could be asked for.
-    buffer = _dump(config.buffer, exclude={"cells"} if config.buffer.cells == "model" else None)
+    # What a setting has always been is no part of the key: buffers were stored before it could be asked for.
+    settled = {name for name, usual in (("cells", "model"), ("device", "cpu")) if getattr(config.buffer, name) == usual}
+    buffer = _dump(config.buffer, exclude=settled)
     slice_ = {"encoder": _dump(config.encoder), "buffer": buffer}
-    return _stage("buffer", slice_, {"views": views, **_encoder_input(config)}, _weights(config))
+    return _stage("buffer", slice_, {"views": views, **_features_input(config)}, _weights(config))
 
 
 def _distance_field(config: TrialConfig) -> StageSpec:
@@ -244,7 +261,7 @@ def _distance_field(config: TrialConfig) -> StageSpec:
 
 def _queries(config: TrialConfig, views: StageSpec, split: str) -> StageSpec:
     slice_ = {"encoder": _dump(config.encoder), "split": split}
-    return _stage("queries", slice_, {"views": views, **_encoder_input(config)}, _weights(config))
+    return _stage("queries", slice_, {"views": views, **_features_input(config)}, _weights(config))
 
 
 def _global_features(

@@ -13,6 +13,8 @@ from cadloc.global_config import misfit
 from cadloc.head_config import AnchorHead, EnsembleHead, GlaceHead, HeadConfig
 from cadloc.loss_config import LossConfig, ReprojectionLoss, SwitchingLoss, predicts_deviation
 from cadloc.presets import PRESETS
+from cadloc.projection_config import NoProjection, ProjectionConfig
+from cadloc.projection_config import misfit as projection_misfit
 from cadloc.scene_config import (
     SceneConfig,
 )
@@ -171,6 +173,8 @@ class TrialConfig(Settings):
     finetuning_pairs: Count = 60
     """Mapping views of a built-in scene's weathered twin, or of another CAD model of the place, that are rendered as
     simulated photos to tune on. Scenes with photos are tuned on their mapping photos."""
+    projection: ProjectionConfig = NoProjection()
+    """What is kept of the encoder's features, tuned or not, in buffer and queries. Global features see them whole."""
     buffer: BufferConfig = BufferConfig()
     head: HeadConfig = AnchorHead()
     loss: LossConfig = ReprojectionLoss()
@@ -197,6 +201,13 @@ class TrialConfig(Settings):
         wrong = None if told is None else misfit(told, self.encoder.model_dump(), self.finetuning is not None)
         if wrong is not None:
             raise ValueError(f"head.global_features: {wrong}")
+        return self
+
+    @model_validator(mode="after")
+    def _projection_is_read(self) -> TrialConfig:
+        wrong = projection_misfit(self.projection, self.encoder.model_dump(), self.trainable)
+        if wrong is not None:
+            raise ValueError(f"projection.{wrong}")
         return self
 
     @model_validator(mode="after")

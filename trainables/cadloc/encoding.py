@@ -19,6 +19,7 @@ from cadloc.datasets.ace_layout import View
 from cadloc.encoders import Encoder, build
 from cadloc.encoders.folding import folded
 from cadloc.encoders.images import STRIDE
+from cadloc.encoders.projected import load_projected
 from cadloc.finetuning.adapters import load_tuned
 from cadloc.geometry import Array
 
@@ -49,10 +50,13 @@ def process_encoder(config: str, device: str = "cpu") -> Encoder:
 
 
 def stage_encoder(config: Mapping[str, Json], inputs: Mapping[str, Path], device: str = "cpu") -> Encoder:
-    """The encoder of a stage: the fine-tuned one among its inputs, else the one its `encoder` settings name."""
-    if "encoder" in inputs:
-        return _tuned(inputs["encoder"], device)
-    return process_encoder(canonical(config["encoder"]), device)
+    """The encoder of a stage: the fine-tuned one among its inputs, else the one its `encoder` settings name.
+
+    With a `projection` among the inputs, it is projected so.
+    """
+    named = "encoder" not in inputs
+    encoder = process_encoder(canonical(config["encoder"]), device) if named else _tuned(inputs["encoder"], device)
+    return load_projected(inputs["projection"], encoder, device) if "projection" in inputs else encoder
 
 
 # A finished stage does not change.

@@ -21,6 +21,7 @@ from cadloc.encoders import Encoder
 from cadloc.encoders import build as build_encoder
 from cadloc.encoders.ace import AceFeatures
 from cadloc.encoders.identity import encoder_digest
+from cadloc.encoders.projected import Projected
 from cadloc.finetuning.adapters import load_tuned
 from cadloc.geometry import Array
 from cadloc.heads.ace import AcePerceptron
@@ -89,8 +90,8 @@ def export_map(place: Path, to: Path, *, float32: bool = False) -> tuple[str, ..
     """Writes a map with ACE's head as ACE's file `to` (.pt) and a card of the same name (.json).
 
     Returns what hinders ACE's own program to use it. Raises InputError for what is no map, a map with another
-    head, weights beyond half precision, and files that are there already. A deviation that the head says of its
-    predictions is left out: the file has no place for it.
+    head or of projected features, weights beyond half precision, and files that are there already. A deviation that
+    the head says of its predictions is left out: the file has no place for it.
     """
     card_path = to.with_suffix(".json")
     scene, faults = _attempt(lambda: load_map(place))
@@ -101,6 +102,10 @@ def export_map(place: Path, to: Path, *, float32: bool = False) -> tuple[str, ..
         found = f"the head {_map_card(place)['head']['name']}"
         action = "ACE's file has names for its own perceptron about one centre only; share the map's folder instead"
         faults.append(Fault(str(place), "head", found, "the head ace", action))
+    if scene is not None and isinstance(scene.encoder, Projected):
+        found = f"a projection of the features to {scene.encoder.dimensions} channels"
+        action = "ACE's file has no place for a projection; share the map's folder instead"
+        faults.append(Fault(str(place), "projection", found, "none", action))
     if scene is None or faults or not isinstance(scene.head, AcePerceptron):
         raise InputError(faults)
     card = _card_of(place, scene.scene, scene.head, min(scene.image_size_px), scene.origin_m, float32)

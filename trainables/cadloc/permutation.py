@@ -31,7 +31,7 @@ class Permutation:
     key: tuple[int, ...]
 
     def __call__(self, places: Tensor) -> Tensor:
-        """Where `places` (B,) int64 in [0, size) go, (B,) int64; waits for the device once or a few times."""
+        """Where `places` (B,) int64 in [0, size) go, (B,) int64; waits for the device, seldom more than twice."""
         values = self._network(places)
         outside = values >= self.size
         while bool(outside.any()):
@@ -42,7 +42,7 @@ class Permutation:
     @cached_property
     def _sides(self) -> tuple[int, int]:
         """Sizes of the two ranges: their product is `size` or, by less than the first, more."""
-        side = max(1, math.isqrt(self.size))
+        side = max(2, math.isqrt(self.size))
         return side, -(-self.size // side)
 
     @cached_property

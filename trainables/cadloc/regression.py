@@ -106,7 +106,8 @@ def train_head(config: TrialConfig, context: TrialContext, told: Told) -> Iterat
     card = examination.card
     size_px = (config.views.image.width_px, config.views.image.height_px)
     told.keep(context.directory)
-    save_map(context.directory, head, config, size_px, np.array(card["origin_m"]), context.stages.get("encoder"))
+    made = (context.stages.get(role) for role in ("encoder", "projection"))
+    save_map(context.directory, head, config, size_px, np.array(card["origin_m"]), *made)
     metrics = tuning_measures(context.stages["encoder"]) if config.finetuning is not None else {}
     metrics["map/size_mb"] = map_size_mb(context.directory)
     for name in test_sets(config):
@@ -137,7 +138,7 @@ class Examination:
     """A trial's query sets, and how a head is measured on them, in training and after it."""
 
     def __init__(self, config: TrialConfig, context: TrialContext, told: Told) -> None:
-        self._config, self._device, self._told = config, context.device, told
+        self._config, self._device, self._told, self._threads = config, context.device, told, context.cpus
         self._validations = {
             name: Queries.open(context.stages[f"queries/validation/{name}"]) for name in validation_domains(config)
         }
@@ -157,6 +158,7 @@ class Examination:
             seed=self._config.seed,
             device=self._device,
             candidates=self._told.candidates(name),
+            threads=self._threads,
         )
 
     def validate(self, head: Head) -> Mapping[str, float]:

@@ -12,8 +12,8 @@ from cadloc.permutation import Permutation
 from cadloc.samples import Batch, Samples
 from cadloc.workers import ALONE, Workers
 
-DEALT_AT_ONCE = 64
-"""Batches whose indices are worked out together: few calls, and on a GPU few waits for it."""
+DEALT_BY_CPU, DEALT_BY_GPU = 16, 256
+"""Batches whose indices are worked out together: a GPU is waited for each time, a CPU's memory is every trial's."""
 
 
 class Shuffled:
@@ -45,19 +45,20 @@ class Shuffled:
             of_what = "the buffer" if parts is None else "the smallest cluster of cameras"
             allowed = f"at most the {smallest} samples of {of_what}"
             raise InputError(Fault("configuration", "training.batch_size", str(batch_size), allowed))
+        self._at_once = DEALT_BY_CPU if samples.features.device.type == "cpu" else DEALT_BY_GPU
         self._dealt: dict[int, tuple[tuple[int, int], Tensor]] = {}
 
     def batch(self, step: int) -> Batch:
         """Batch number `step`, counted from 0; the samples left over at the end of a pass are skipped."""
         turn, part = divmod(step, len(self._sizes))
         pass_, place = divmod(turn, self._sizes[part] // self._batch_size)
-        hand, number = divmod(place, DEALT_AT_ONCE)
+        hand, number = divmod(place, self._at_once)
         indices = self._hand(part, pass_, hand)[number]
         return self._samples.batch(indices, self._seed * 1_000_003 + step, part, self._workers)
 
     def _hand(self, part: int, pass_: int, hand: int) -> Tensor:
-        """This worker's indices of the `DEALT_AT_ONCE` batches from `hand` times as many on, one row each, on the
-        samples' device; the last hand of each part is kept."""
+        """This worker's indices of the batches that are dealt together, one row each, on the samples' device; the last
+        hand of each part is kept."""
         known = self._dealt.get(part)
         if known is None or known[0] != (pass_, hand):
             known = (pass_, hand), self._indices(part, pass_, hand)
@@ -66,8 +67,8 @@ class Shuffled:
 
     def _indices(self, part: int, pass_: int, hand: int) -> Tensor:
         device = self._samples.features.device
-        first, end = hand * DEALT_AT_ONCE, self._sizes[part] // self._batch_size
-        batches = torch.arange(first, min(first + DEALT_AT_ONCE, end), device=device)[:, None]
+        first, end = hand * self._at_once, self._sizes[part] // self._batch_size
+        batches = torch.arange(first, min(first + self._at_once, end), device=device)[:, None]
         own = torch.arange(self._share.start, self._share.stop, device=device)
         permutation = Permutation(self._sizes[part], (self._seed, pass_, part))
         places = permutation(batches * self._batch_size + own)

@@ -57,9 +57,10 @@ def artifacts(directory: Path) -> Iterator[tuple[Path, str | None]]:
     for path in (*singles, *sorted(directory.glob("poses_*.csv")), *sorted(directory.glob("history.csv"))):
         if path.is_file():
             yield path, None
-    # Of a map whose encoder was tuned; its weights, too: the map cannot be read without them.
-    for path in sorted(path for path in (directory / "encoder").glob("*") if path.is_file()):
-        yield path, "encoder"
+    # Of a map whose encoder was tuned, or its features projected: the map cannot be read without them.
+    for part in ("encoder", "projection"):
+        for path in sorted(path for path in (directory / part).glob("*") if path.is_file()):
+            yield path, part
     for path in sorted(paths.figures.glob("*.png")):
         yield path, paths.figures.name
 
