@@ -1,7 +1,7 @@
 """Rendering on one core: views with exact coordinates, written datasets, shadows, memory; and on all cores at once.
 
 What is drawn is a made-up building of 17,155 faces under 12 textures (one of 1024 px, the others 512 px), at 640×480
-from the viewpoints of the stage `views`. Each part has processes of its own, in which nothing starts threads.
+from the viewpoints of the stage `views`. Each part has processes of its own, set up as a sweep's workers are.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from cadloc.scene_config import SceneConfig
 from cadloc.scenes.training import training_building
 from cadloc.viewpoints import Site, Viewpoint, plan_viewpoints
 from cadloc.views_config import CountsConfig, ViewsConfig
+from cadloc_sweep.executors.on_ray import worker_environment
 
 WIDTH_PX, HEIGHT_PX = 640, 480
 VIEWS = 24
@@ -36,7 +37,7 @@ SECONDS_ALONE = 4.0
 MEMORY_FRAMES, MEMORY_SETTLED = 1_500, 500
 """Frames at half the size, and those of them that memory may grow in: caches fill."""
 
-_ONE_THREAD = {"LP_NUM_THREADS": "0", "OMP_NUM_THREADS": "1", "PYOPENGL_PLATFORM": "egl"}
+_AS_WORKERS = {**worker_environment(), "OMP_NUM_THREADS": "1"}
 _WARM = Light(shadows=True)
 
 Answer = TypeVar("Answer")
@@ -273,7 +274,7 @@ def _elsewhere(work: Callable[[], Answer]) -> Answer:
 def _elsewhere_all(work: Callable[[], Answer], processes: int) -> list[Answer]:
     """The answers of so many processes at once, which may wait for one another at the barrier."""
     before = dict(os.environ)
-    os.environ.update(_ONE_THREAD)  # read once, when the drivers are loaded
+    os.environ.update(_AS_WORKERS)  # read once, when the drivers are loaded
     try:
         context = multiprocessing.get_context("spawn")
         with context.Pool(processes, _begin, (context.Barrier(processes),)) as pool:

@@ -1,7 +1,7 @@
 """`python -m benchmarks.tables NUMBERS.jsonl PAGE.md …`: writes what `python -m benchmarks --out` measured into pages.
 
-A page says where and which: everything between `<!-- numbers: NAME NAME … -->` and `<!-- end of numbers -->` is
-replaced by a table of the measurements whose names begin with one of the words (all of them, if there is none).
+A page says where and which: everything between `<!-- numbers: NAME, NAME … -->` and `<!-- end of numbers -->` is
+replaced by a table of the measurements whose names begin so (all of them, if there is none).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def filled(page: str, found: list[Measurement]) -> str:
     """The page with its tables made anew. Raises ValueError for a name that was not measured."""
 
     def table(block: re.Match[str]) -> str:
-        return block[1] + _table(_chosen(found, block["names"].split())) + block[3]
+        return block[1] + _table(_chosen(found, _names(block["names"]))) + block[3]
 
     return _BLOCK.sub(table, page)
 
@@ -45,6 +45,10 @@ def main(
 
 def _measurement(line: dict[str, Any]) -> Measurement:
     return Measurement(**{key: value for key, value in line.items() if key not in _COMPUTED})
+
+
+def _names(listed: str) -> list[str]:
+    return [name.strip() for name in listed.split(",") if name.strip()]
 
 
 def _chosen(found: list[Measurement], names: list[str]) -> list[Measurement]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from statistics import median
 
 from cadloc.contract import Json, StageSpec, digest
@@ -12,7 +13,7 @@ from cadloc.prefixes import TRUNK, own_steps
 from cadloc_sweep.ledger import read_results
 from cadloc_sweep.plan import Plan
 from cadloc_sweep.stages import StageStore
-from cadloc_sweep.trials import SweepPaths, Trial, trial_from_file
+from cadloc_sweep.trials import SweepPaths, Trial, TrialResult, trial_from_file
 
 _BUDGET_KEYS = ("trainable", "views", "encoder", "projection", "buffer", "head", "training")
 """Parts of a configuration that decide how long a trial takes; its loss hardly matters."""
@@ -38,7 +39,8 @@ class Cost:
     """Seconds of work (not of waiting: several run at once; that of workers adds up) for what is still to be done.
 
     `trial_seconds` and `stage_seconds` cover what earlier trials of the same budget and stored stages of the same
-    kind tell about; `unknown_trials` and `unknown_stages` count the rest. `sharing` is of all trials, done or not.
+    kind tell about; `unknown_trials` and `unknown_stages` count the rest. Packed trials are among these: while one
+    trains, so do others, and its seconds are not work of its own. `sharing` is of all trials, done or not.
     """
 
     trials: int
@@ -90,23 +92,30 @@ class _Rates:
     stage, by kind. A step is training alone, without validation."""
 
     def __init__(self, plan: Plan, paths: SweepPaths, store: StageStore) -> None:
-        self._plan = plan
+        self._plan, entries = plan, store.entries()
+        self._created = {entry.key: entry.created for entry in entries}
+        self._stages = _medians((entry.kind, entry.seconds) for entry in entries)
         trials: list[tuple[str, float]] = []
         steps: list[tuple[str, float]] = []
-        for result in read_results(paths).values():
-            with suppress(OSError, ValueError, TypeError, KeyError):
-                if result.status == "finished":
-                    trial = trial_from_file(paths.trial(result.id))
-                    step_s = result.metrics.get(_TRAINING_S, 0.0) / trial.config.training.iterations
-                    trials.append((_budget_of(trial), result.seconds + _start(plan, trial) * step_s))
-                    steps += [(_budget_of(trial), step_s)] if _TRAINING_S in result.metrics else []
+        for trial, result in _finished(paths):
+            budget, trained_s = _budget_of(trial), result.metrics.get(_TRAINING_S, 0.0)
+            step_s = trained_s / trial.config.training.iterations
+            start = self._started_at(trial, result)
+            if start or result.seconds >= trained_s:  # else it went on from something that is not known any more
+                trials.append((budget, result.seconds + start * step_s))
+            steps += [(budget, step_s)] if _TRAINING_S in result.metrics else []
         self._trials, self._steps = _medians(trials), _medians(steps)
-        self._stages = _medians((entry.kind, entry.seconds) for entry in store.entries())
+
+    def _started_at(self, trial: Trial, result: TrialResult) -> int:
+        """The step from which on the trial did train by itself: 0 where its trunk was not there yet."""
+        key = self._plan.stages.get(trial.id, {}).get(TRUNK)
+        there = key is not None and self._created.get(key, inf) <= result.started
+        return _start(self._plan, trial) if there else 0
 
     def of_trial(self, trial: Trial) -> float | None:
         """Seconds, but for what it starts from; None where nothing tells."""
         budget = _budget_of(trial)
-        if budget not in self._trials:
+        if trial.packs or budget not in self._trials:
             return None
         before_s = _start(self._plan, trial) * self._steps.get(budget, 0.0)
         return max(0.0, self._trials[budget] - before_s) * trial.resources.workers
@@ -120,6 +129,16 @@ class _Rates:
         """Seconds of so many steps of a budget each; 0 where nothing tells of one."""
         known = all(budget in self._steps for _, budget in steps)
         return sum(count * self._steps[budget] for count, budget in steps) if known else 0.0
+
+
+def _finished(paths: SweepPaths) -> Iterator[tuple[Trial, TrialResult]]:
+    """Trials that finished and whose seconds were their own, with their results."""
+    for result in read_results(paths).values():
+        if result.status == "finished":
+            with suppress(OSError, ValueError, TypeError, KeyError):
+                trial = trial_from_file(paths.trial(result.id))
+                if not trial.packs:
+                    yield trial, result
 
 
 def _start(plan: Plan, trial: Trial) -> int:

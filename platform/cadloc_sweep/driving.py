@@ -12,6 +12,7 @@ from types import FrameType
 
 from cadloc.contract import InputError, MissingSystemLibrary
 from cadloc.documents import dump_document
+from cadloc.prefixes import TRUNK
 from cadloc_sweep.agenda import Agenda
 from cadloc_sweep.displays import Display
 from cadloc_sweep.durable_files import write_aside, write_json
@@ -121,12 +122,17 @@ class Driver:
         self._on_trial(TrialEvent(task.trial.id, "ended", result=result))
 
     def _stage_failed(self, event: StageEvent) -> None:
-        """A stage that fails, fails its trials; a bad input, a missing library or a full disk ends the sweep."""
+        """A stage that fails, fails its trials; a bad input, a missing library or a full disk ends the sweep.
+
+        A trunk's trials take its steps by themselves, and find out what is wrong; only a full disk ends the sweep.
+        """
         spec, error = event.job.spec, event.error
         self._ledger.record("stage_failed", kind=spec.kind, key=spec.key, error=str(error))
-        if isinstance(error, InputError | MissingSystemLibrary | SweepError):
-            raise error
         if isinstance(error, OSError) and error.errno in _FULL_DISK:
+            raise error
+        if spec.kind == TRUNK:
+            self._display.note(f"stage {TRUNK} {spec.key} failed: {error}; its trials take its steps by themselves")
+        elif isinstance(error, InputError | MissingSystemLibrary | SweepError):
             raise error
 
     def _on_trial(self, event: TrialEvent) -> None:

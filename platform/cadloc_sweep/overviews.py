@@ -51,12 +51,11 @@ def plan_lines(plan: Plan, cost: Cost) -> Iterator[str]:
     """What arms are compared by, shared stages, cost and warnings, a line each."""
     if plan.pairs > 1:
         yield f"arms of a scene are compared over {plan.pairs} paired seeds, by 95 % t intervals"
-    asked = Counter(key for roles in plan.stages.values() for key in set(roles.values()))
-    kinds = Counter(plan.specs[key].kind for key in asked)
-    uses = Counter({kind: sum(n for key, n in asked.items() if plan.specs[key].kind == kind) for kind in kinds})
-    for kind, count in kinds.items():
+    uses = _uses(plan)
+    for kind, count in Counter(spec.kind for spec in plan.specs.values()).items():
         yield f"stage {kind}: {count} shared by {uses[kind]} uses, {cost.stages.get(kind, 0)} to build"
-    for workers, cpu, gpu in {(r.workers, r.cpu, r.gpu) for r in (trial.resources for trial in plan.trials)}:
+    every = (trial.resources for trial in plan.trials)
+    for workers, cpu, gpu in dict.fromkeys((each.workers, each.cpu, each.gpu) for each in every):
         if workers > 1:
             yield f"{workers} workers share each trial: {workers * cpu:g} CPU and {workers * gpu:g} GPU in all"
     if cost.sharing.trials:
@@ -64,6 +63,13 @@ def plan_lines(plan: Plan, cost: Cost) -> Iterator[str]:
     yield f"next run: {cost.trials} trials, {sum(cost.stages.values())} stages; {_cost_words(cost)}"
     for warning in plan.warnings:
         yield f"warning: {warning}"
+
+
+def _uses(plan: Plan) -> Counter[str]:
+    """By kind, how often a trial reads a stage, or another stage is made from it."""
+    uses = Counter(plan.specs[key].kind for roles in plan.stages.values() for key in dict.fromkeys(roles.values()))
+    uses.update(inner.kind for spec in plan.specs.values() for inner in spec.inputs.values())
+    return uses
 
 
 def _sharing_words(sharing: Sharing) -> str:
@@ -76,7 +82,9 @@ def _cost_words(cost: Cost) -> str:
     known = cost.trial_seconds + cost.stage_seconds
     unknown = cost.unknown_trials + cost.unknown_stages
     words = f"about {duration(known)} of work" if known else ""
-    doubt = f"{cost.unknown_trials} trials and {cost.unknown_stages} stages of unknown cost: none like them ran here"
+    doubt = (
+        f"{cost.unknown_trials} trials and {cost.unknown_stages} stages of unknown cost: nothing that ran here tells"
+    )
     return "; ".join(part for part in (words, doubt if unknown else "") if part) or "nothing to do"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cadloc.catalog import stages_of
@@ -96,10 +96,14 @@ def make_plan(space: SearchSpace) -> Plan:
                 trials.append(trial)
                 read.append((trial.config, needs))
                 stages[trial.id] = keys
+    warnings = _warnings(space)
     if space.share_prefixes and space.resources.workers == 1:  # several workers share a trial in another way
-        for number, trunk in shared_trunks(read, trials[0].device).items():
-            stages[trials[number].id][TRUNK] = _add_spec(trunk, specs)
-    return Plan(space.name, tuple(trials), stages, specs, space.baseline, tuple(_warnings(space)))
+        trunks = shared_trunks(read, trials[0].device)
+        for number, trunk in trunks.items():
+            if not trials[number].packs:
+                stages[trials[number].id][TRUNK] = _add_spec(trunk, specs)
+        warnings += _packed_alike(sum(trials[number].packs for number in trunks))
+    return Plan(space.name, tuple(trials), stages, specs, space.baseline, tuple(warnings))
 
 
 def trial_id(config: Mapping[str, Json], stage_keys: Mapping[str, str]) -> str:
@@ -135,6 +139,15 @@ def _add_spec(spec: StageSpec, specs: dict[str, StageSpec]) -> str:
             _add_spec(inner, specs)
         specs[key] = spec
     return key
+
+
+def _packed_alike(count: int) -> Iterator[str]:
+    """A trunk would hold a device that is to train many trials at once, by itself, while they wait for it."""
+    if count:
+        yield (
+            f"{count} trials begin alike, and share no prefix: they are packed, and train on servers side by side; "
+            "with resources.pack=never they share prefixes instead"
+        )
 
 
 def _warnings(space: SearchSpace) -> list[str]:

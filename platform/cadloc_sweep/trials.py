@@ -36,7 +36,10 @@ class Resources(Settings):
     slots: Count = 16
     """Trials that one server trains at once."""
     max_runtime_s: Positive | None = None
-    """A trial that reports progress later than this after its start fails. None: no limit."""
+    """A trial that reports progress later than this after its start fails. None: no limit.
+
+    A packed trial has started before it has a place on a server: what it waits for that counts, and steps are shared.
+    """
 
 
 @dataclass(frozen=True)

@@ -66,17 +66,20 @@ def run_steps(task: TrialTask, on_progress: Callable[[Progress], None], stop: Ca
             return read_result(TrialPaths(task.directory))
 
 
-def trial_steps(task: TrialTask, pack: Pack | None = None) -> Generator[Progress, None, TrialResult]:
+def trial_steps(
+    task: TrialTask, pack: Pack | None = None, cpus: float | None = None
+) -> Generator[Progress, None, TrialResult]:
     """A trial, step by step: yields as its trainable does and returns the result, which is then on disk.
 
-    Where `pack` is given it trains with others on a server, and has no GPU of its own.
+    Where `pack` is given it trains with others on a server, and has no GPU of its own. It has so many `cpus`, or those
+    that its space asks for.
 
     An error of the trial is a result (`failed`), never an exception; but WorkerLost says nothing of the trial and is
     raised. Closing the generator ends the trial as `interrupted`; the next run takes it up from its last checkpoint.
     A finished result that stands there already is returned as it is: the worker that wrote it died before it could
     tell.
     """
-    attempt = _Attempt(task, pack)
+    attempt = _Attempt(task, pack, cpus)
     finished = attempt.finished_before()
     if finished is not None:
         return finished
@@ -124,11 +127,12 @@ def lost_result(task: TrialTask, reason: str, status: TrialStatus = "failed", tr
 class _Attempt:
     """One attempt at a trial: its clock, its files, its latest metrics."""
 
-    def __init__(self, task: TrialTask, pack: Pack | None = None) -> None:
+    def __init__(self, task: TrialTask, pack: Pack | None = None, cpus: float | None = None) -> None:
         self.trial = task.trial
         self.paths = TrialPaths(task.directory)
         self.metrics: dict[str, float] = {}
         self._stages, self._pack = task.stages, pack
+        self._cpus = self.trial.resources.cpu if cpus is None else cpus
         self._started = time.time()
         self._clock = time.perf_counter()
 
@@ -169,7 +173,7 @@ class _Attempt:
             self.trial.device if self._pack is None else "cpu",  # the GPU is the server's
             workers=resources.workers,
             pack=self._pack,
-            cpus=max(1, int(resources.cpu)),
+            cpus=max(1, int(self._cpus)),
         )
 
     def failure(self, error: Exception) -> TrialResult:

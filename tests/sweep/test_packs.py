@@ -1,4 +1,4 @@
-"""Packed trials: which ones are, what they ask for, where they go, and what a server's end costs them."""
+"""Packed trials: what a server does on its thread, what a trial is told of it, and what a server's end costs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ import pytest
 
 from cadloc.config import TrialConfig
 from cadloc.contract import InputError, TrialContext, WorkerLost
-from cadloc_sweep.executors import TrialTask, on_ray_packing
+from cadloc_sweep.executors import TrialTask
 from cadloc_sweep.executors.inline import InlineExecutor
 from cadloc_sweep.executors.on_ray import RayExecutor
 from cadloc_sweep.executors.on_ray_packing import Packs, Serving
 from cadloc_sweep.outcomes import Outcome
-from cadloc_sweep.plan import Plan
 from cadloc_sweep.space_settings import AshaStop, Objective
 from cadloc_sweep.worker import trial_steps
 
@@ -67,12 +66,6 @@ def packed(toys: ToySweep) -> ToySweep:
     return toys
 
 
-def tasks_of(plan: Plan, *, buffers: bool = False) -> list[TrialTask]:
-    """Tasks without stages, or with a buffer that the trials of a seed share."""
-    roles = {trial.id: {"buffer/synthetic": Path(str(trial.seed))} if buffers else {} for trial in plan.trials}
-    return [TrialTask(trial, roles[trial.id], Path(trial.id)) for trial in plan.trials]
-
-
 # ---- a server on its thread
 
 
@@ -113,93 +106,11 @@ def test_a_server_that_breaks_down_leaves_nobody_waiting(packed: ToySweep, toy: 
     assert isinstance(answers.get(timeout=10), WorkerLost)
 
 
-# ---- where trials go
-
-
-class Cluster(Packs):
-    """Servers that are only counted, on nodes that are not there."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *nodes: dict[str, float]) -> None:
-        monkeypatch.setattr(on_ray_packing, "_nodes", lambda: list(nodes))
-        monkeypatch.setattr(on_ray_packing.ray, "kill", lambda server: self.alive.remove(server))
-        self.alive: list[str] = []
-        super().__init__(lambda device, slots: pytest.fail("no server is wanted"))
-
-    def _start(self, task: TrialTask) -> tuple[str, Any]:
-        name = f"server {len(self.alive)}"
-        self.alive.append(name)
-        return name, name
-
-
-@pytest.mark.parametrize(
-    ("settings", "there", "expected"),
-    [
-        (("resources.pack=auto",), 1, False),
-        (("resources={pack: auto, gpu: 1}", "trial.trainable=ace"), 1, True),
-        (("resources={pack: auto, gpu: 0.5}", "trial.trainable=ace"), 0, False),
-        (("resources={pack: auto, gpu: 1}",), 1, False),
-        (("resources={pack: never, gpu: 1}", "trial.trainable=ace"), 1, False),
-        (("resources={pack: auto, gpu: 1, workers: 2}", "trial.trainable=ace"), 2, False),
-        (("resources={pack: always}",), 0, True),
-        (("resources={pack: always, gpu: 1}",), 1, True),
-        (("resources={pack: always, gpu: 1}",), 0, False),
-    ],
-)
-def test_which_trials_are_packed(
-    packed: ToySweep, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...], there: int, expected: bool
-) -> None:
-    """By itself a trial that asks for a GPU, where there is one, and knows how to; any other only by request."""
-    task = tasks_of(packed.plan(*settings))[0]
-    cluster = Cluster(monkeypatch, {"CPU": 4.0, "GPU": float(there)})
-    assert cluster.packed(task) is expected
-    assert (cluster.place("a", task) is not None) is expected
-    assert cluster.asked(task).gpu == (0 if expected else task.trial.resources.gpu)
-
-
-def test_packed_trials_share_the_cpus_but_one_per_server(packed: ToySweep, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sixteen slots on two GPUs are 32 trials; none asks for more than its space says."""
-    cluster = Cluster(monkeypatch, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 10.0, "GPU": 1.0})
-    much, little = (
-        tasks_of(packed.plan(f"resources={{pack: always, gpu: 1, slots: 16, cpu: {cpu}}}"))[0] for cpu in (4, 0.25)
-    )
-    assert (cluster.room(much), cluster.asked(much).cpu) == (32, 0.5)
-    assert cluster.asked(little).cpu == 0.25
-
-
-def test_trials_spread_over_servers_and_return_to_their_buffers(
-    packed: ToySweep, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Loads differ by one at most; of equal ones, a trial's server is one that has read its buffer."""
-    tasks = tasks_of(packed.plan("resources.gpu=1"), buffers=True)  # two per seed
-    first, other = tasks[0], tasks[-1]
-    cluster = Cluster(monkeypatch, {"CPU": 8.0, "GPU": 2.0})
-    assert [cluster.place(name, task) for name, task in zip("abcd", (first, other, other, first), strict=True)] == [
-        "server 0",
-        "server 1",
-        "server 1",
-        "server 0",
-    ]
-
-
-def test_servers_go_when_no_trial_has_one_and_come_again(packed: ToySweep, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits for the GPU that a server holds need not wait for the sweep's end."""
-    task = tasks_of(packed.plan())[0]
-    cluster = Cluster(monkeypatch, {"CPU": 2.0})
-    cluster.place("a", task)
-    cluster.place("b", task)
-    cluster.leave("a")
-    assert len(cluster.alive) == 1
-    cluster.leave("b")
-    cluster.leave("b")
-    assert not cluster.alive
-    assert cluster.place("c", task) is not None
-    assert len(cluster.alive) == 1
-    cluster.close()
-    assert not cluster.alive
+# ---- what a trial is told
 
 
 def test_a_packed_trial_leaves_the_gpu_to_its_server(packed: ToySweep, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The trial is told to do on the CPU what is left to it, with as many threads as it asks for."""
+    """The trial is told to do on the CPU what is left to it, with as many threads as it asks Ray for."""
     seen: list[TrialContext] = []
 
     def train(config: TrialConfig, context: TrialContext) -> Iterator[Any]:
@@ -208,11 +119,12 @@ def test_a_packed_trial_leaves_the_gpu_to_its_server(packed: ToySweep, monkeypat
         yield
 
     monkeypatch.setattr("cadloc_sweep.worker.trainable", lambda name: train)
-    task = tasks_of(packed.plan("resources={gpu: 1, cpu: 2.5}"))[0]
-    task = TrialTask(task.trial, {}, packed.folder / "trial")
-    for pack in (None, repr):
-        list(trial_steps(task, pack))
-    assert [(context.device, context.pack, context.cpus) for context in seen] == [("cuda", None, 2), ("cpu", repr, 2)]
+    trial = packed.plan("resources={gpu: 1, cpu: 4.5}").trials[0]
+    task = TrialTask(trial, {}, packed.folder / "trial")
+    for pack, cpus in ((None, None), (repr, 2.5), (repr, 0.25)):
+        list(trial_steps(task, pack, cpus))
+    told = [(context.device, context.pack, context.cpus) for context in seen]
+    assert told == [("cuda", None, 4), ("cpu", repr, 2), ("cpu", repr, 1)]
 
 
 @pytest.mark.parametrize(

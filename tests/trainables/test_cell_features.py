@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import cv2
@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cadloc.augmentation import draw_jitter
 from cadloc.augmented_views import AugmentedView, augmented_views
-from cadloc.cell_features import Encoded, features_in_batches, features_one_by_one, images_on_canvas
+from cadloc.cell_features import Encoded, features_in_batches, features_one_by_one, images_together
 from cadloc.config import AugmentationConfig, BufferConfig, SmallEncoder
 from cadloc.datasets.ace_layout import Dataset, View, write_view
 from cadloc.encoders import build
@@ -24,6 +25,10 @@ from cadloc.geometry import Array, cell_pixels
 INTRINSICS = np.array([[150.0, 0, 81.0], [0, 154.0, 58.5], [0, 0, 1]])
 SIZES_PX = ((160, 120), (160, 120), (128, 160), (160, 120))
 PASSES = 4
+SETTINGS = BufferConfig(cells="any", augmentation=AugmentationConfig(scale=(0.9, 1.1)))
+"""Few sizes, so that images of one are met together."""
+
+in_batches = partial(features_in_batches, device="cpu")
 
 
 def picture(seed: int, width: int, height: int) -> NDArray[np.uint8]:
@@ -44,10 +49,27 @@ def views(tmp_path_factory: pytest.TempPathFactory) -> tuple[View, ...]:
     return Dataset.open(directory).views("mapping")
 
 
-def found_by(views: tuple[View, ...], encode: Callable[..., Encoded]) -> tuple[list[AugmentedView], list[Array]]:
-    """What every pass over the views sees, and the unit features of its cells."""
-    decode = [partial(augmented_views, view, BufferConfig(), [60] * PASSES) for view in views]
-    found = list(encode(folded(build(SmallEncoder())), decode))
+class Counting:
+    """An encoder that tells how many images it was asked about at once."""
+
+    stride, dimensions = 8, 128
+
+    def __init__(self) -> None:
+        self._encoder = folded(build(SmallEncoder()))
+        self.counts: list[int] = []
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Features of the encoder."""
+        self.counts.append(len(images))
+        return self._encoder.encode(images)
+
+
+def found_by(
+    views: Sequence[View], encode: Callable[..., Encoded], encoder: Counting
+) -> tuple[list[AugmentedView], list[Array]]:
+    """What every pass over the views sees, and the unit features of all its cells."""
+    decode = [partial(augmented_views, view, SETTINGS, [10_000] * PASSES) for view in views]
+    found = list(encode(encoder, decode))
     return [view for view, _ in found], [unit(features.astype(np.float64)) for _, features in found]
 
 
@@ -57,31 +79,37 @@ def unit(features: Array) -> Array:
 
 def test_a_devices_batches_say_what_images_one_by_one_do(views: tuple[View, ...]) -> None:
     """The same cells of the same views in the same order. Features of plain views agree but for the order of sums;
-    those of warped ones, for all their different sizes, but for the interpolation and what lies beyond the image:
-    almost every cell's is nearer to its own than to any other cell's of the view."""
-    alone, of_alone = found_by(views, features_one_by_one)
-    together, of_together = found_by(views, partial(features_in_batches, device="cpu"))
+    those of warped ones but for the interpolation, in every cell up to the borders."""
+    alone, of_alone = found_by(views, features_one_by_one, Counting())
+    together, of_together = found_by(views, in_batches, Counting())
     assert len(alone) == len(together) == len(views) * PASSES
     for one, other, expected, found in zip(alone, together, of_alone, of_together, strict=True):
         np.testing.assert_array_equal(one.pixels, other.pixels)
         np.testing.assert_array_equal(one.warp.intrinsics, other.warp.intrinsics)
-        assert found.shape == expected.shape == (60, 128)
-        if one.plain:
+        assert found.shape == expected.shape == (one.warp.width_px * one.warp.height_px // 64, 128)
+        assert (found * expected).sum(1).min() > (0.99999 if one.plain else 0.99)
+
+
+def test_whatever_is_batched_beside_a_view_changes_nothing_of_it(views: tuple[View, ...]) -> None:
+    """A view's features are those that a batch of its passes alone gives, though it shared batches with others."""
+    encoder = Counting()
+    _, of_all = found_by(views, in_batches, encoder)
+    assert max(encoder.counts) > PASSES
+    for k, view in enumerate(views):
+        _, of_one = found_by([view], in_batches, Counting())
+        for expected, found in zip(of_one, of_all[k * PASSES : (k + 1) * PASSES], strict=True):
             assert (found * expected).sum(1).min() > 0.99999
-        assert ((found @ expected.T).argmax(1) == np.arange(60)).mean() > 0.9
 
 
-def test_a_canvas_shows_what_each_view_shows_alone(views: tuple[View, ...]) -> None:
-    """Within its own size, every image of a batch is the one it would be alone, up to two grey levels of interpolation
-    away from the border; plain ones to the bit."""
-    passes = augmented_views(views[0], BufferConfig(), [5] * 6)
-    canvas = images_on_canvas(passes, "cpu").permute(0, 2, 3, 1).numpy()
-    for each, shown in zip(passes, canvas, strict=True):
-        alone = each.image()
-        own = shown[: alone.shape[0], : alone.shape[1]]
-        original = each.warp.original_pixels(cell_pixels(*alone.shape[:2], 1), each.original_intrinsics)
-        inside = ((original > 1) & (original < np.array([160, 120]) - 1)).all(-1)
-        assert np.abs(own.astype(int) - alone)[inside].max() <= (0 if each.plain else 2)
+def test_images_made_together_are_those_made_alone(views: tuple[View, ...]) -> None:
+    """Up to two grey levels of interpolation, what is reflected beyond the original included; plain ones to the bit."""
+    outside = 0
+    for each in augmented_views(views[0], BufferConfig(), [5] * 6):
+        (shown,) = images_together([each], "cpu").permute(0, 2, 3, 1).numpy()
+        assert np.abs(shown.astype(int) - each.image()).max() <= (0 if each.plain else 2)
+        original = each.warp.original_pixels(cell_pixels(*shown.shape[:2], 1), each.original_intrinsics)
+        outside += ((original < 0) | (original > np.array([160, 120]))).any(-1).sum()
+    assert outside > 1000
 
 
 def test_a_view_is_decoded_once_for_all_its_passes(views: tuple[View, ...], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,7 @@ def nothing(_: Head) -> Mapping[str, float]:
 
 
 @pytest.mark.parametrize(
-    ("head", "iterations"), [(ACE, 200), (GLACE, 200), (ANCHORS, 80)], ids=["ace", "glace", "anchor"]
+    ("head", "iterations"), [(ACE, 300), (GLACE, 200), (ANCHORS, 80)], ids=["ace", "glace", "anchor"]
 )
 def test_the_predicted_deviation_follows_the_true_error(head: HeadConfig, iterations: int, tmp_path: Path) -> None:
     """Where half of the features are noise, cells that were never seen are told apart: deviations rank as errors do,

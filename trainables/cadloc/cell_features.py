@@ -1,17 +1,17 @@
 """Features of the chosen cells of augmented views: one image after another on the CPU, in batches on a device.
 
 On one CPU core batches gain nothing, they only leave the caches: images are encoded one by one, as they are decoded.
-On a device, threads decode while batches are interpolated, lit, encoded and gathered there. A batch holds images of
-about one size on a canvas of the largest: what smaller ones leave of it shows more of their reflected border, and no
-cell of that is ever chosen. On CUDA, cuDNN's float32 convolutions round their factors to TF32 unless told otherwise:
+On a device, threads decode first; then batches are interpolated, lit, encoded and gathered there. Images of a batch
+are of one size: beside a larger one, cells at the border of a smaller would see what lies outside it, where alone they
+see the convolutions' padding. On CUDA, cuDNN's float32 convolutions round their factors to TF32 unless told otherwise:
 ten bits, as many as stored features have.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
 from typing import TypeAlias
 
 import numpy as np
@@ -22,7 +22,6 @@ from torch.nn.functional import affine_grid, grid_sample
 
 from cadloc.augmented_views import AugmentedView
 from cadloc.encoders import Encoder
-from cadloc.encoders.images import STRIDE
 from cadloc.encoding import encode_image
 from cadloc.geometry import Array
 
@@ -47,7 +46,8 @@ def features_one_by_one(encoder: Encoder, views: Sequence[Decode]) -> Encoded:
 def features_in_batches(encoder: Encoder, views: Sequence[Decode], device: str) -> Encoded:
     """The same, on the encoder's `device`, up to the interpolation of pixels and the order of sums.
 
-    Batches are formed of all the views given here, in an order that does not depend on timing.
+    Batches are formed of all the views given here, in an order that does not depend on timing. What shares a batch
+    with a view changes the order of sums at most.
     """
     with ThreadPoolExecutor(DECODERS) as pool:
         decoded = [view for passes in pool.map(lambda decode: decode(), views) for view in passes]
@@ -57,64 +57,56 @@ def features_in_batches(encoder: Encoder, views: Sequence[Decode], device: str) 
     yield from ((view, found[i]) for i, view in enumerate(decoded))
 
 
-def images_on_canvas(views: Sequence[AugmentedView], device: str) -> Tensor:
-    """Images to encode (B, 3, H, W) uint8 of views of one original size, each in the upper left of its own.
+def images_together(views: Sequence[AugmentedView], device: str) -> Tensor:
+    """Images to encode (B, 3, H, W) uint8 of views that are alike in the sizes of their originals and of their warps.
 
-    One affine interpolation of the originals, rounded, then each image's own light, as `AugmentedView.image` has them.
+    One affine interpolation of the originals, reflected about the centres of their border pixels and rounded, then each
+    image's own light, as `AugmentedView.image` has them.
     """
-    height, width = (max(sizes) for sizes in zip(*map(_size, views), strict=True))
     originals = torch.stack([torch.from_numpy(view.original) for view in views]).to(device)
-    grid = affine_grid(_normalised_maps(views, height, width).to(device), [len(views), 3, height, width], False)
     pixels = originals.permute(0, 3, 1, 2).float()
-    warped = grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False).round_()
+    # Where corners are aligned, -1 and 1 are the centres of border pixels: OpenCV's BORDER_REFLECT_101 turns there too.
+    grid = affine_grid(_normalised_maps(views).to(device), [len(views), 3, *_size(views[0])], align_corners=True)
+    warped = grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=True).round_()
     brightness, contrast = (
         torch.tensor(factors, dtype=torch.float32, device=device)[:, None, None, None]
         for factors in zip(*((view.jitter.brightness, view.jitter.contrast) for view in views), strict=True)
     )
     bright = warped.mul_(brightness)
-    own = [bright[i, :, : _size(view)[0], : _size(view)[1]].mean() for i, view in enumerate(views)]
-    mean = torch.stack(own)[:, None, None, None]
+    mean = bright.mean((1, 2, 3), keepdim=True)
     return ((bright - mean) * contrast + mean + 0.5).clamp_(0, 255).to(torch.uint8)
 
 
 def _batches(views: Sequence[AugmentedView]) -> Iterator[list[int]]:
-    """Indices of views whose originals are of one size, neighbours in the size they are warped to; plain ones apart."""
-
-    def kind(i: int) -> tuple[object, ...]:
-        return views[i].plain, views[i].original.shape
-
-    order = sorted(range(len(views)), key=lambda i: (kind(i), _size(views[i]), i))
-    for _, group in groupby(order, key=kind):
-        alike = list(group)
+    """Indices of views that are alike in the sizes of their originals and of their warps, few at once."""
+    sizes: defaultdict[object, list[int]] = defaultdict(list)
+    for i, view in enumerate(views):
+        sizes[view.original.shape, _size(view)].append(i)
+    for alike in sizes.values():
         yield from (alike[k : k + IMAGES_AT_ONCE] for k in range(0, len(alike), IMAGES_AT_ONCE))
 
 
 def _features(encoder: Encoder, views: Sequence[AugmentedView], device: str) -> list[NDArray[np.float16]]:
-    maps = encoder.encode(images_on_canvas(views, device))
-    rows, columns = maps.shape[2:]
+    maps = encoder.encode(images_together(views, device))
     cells = maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
-    places = []
-    for i, view in enumerate(views):
-        row, column = np.divmod(view.cells, view.warp.width_px // STRIDE)
-        places.append((i * rows + row) * columns + column)
-    chosen = cells[torch.from_numpy(np.concatenate(places)).to(device)].half().cpu().numpy()
-    return np.split(chosen, np.cumsum([len(place) for place in places])[:-1])
+    places = np.concatenate([i * len(cells) // len(views) + view.cells for i, view in enumerate(views)])
+    chosen = cells[torch.from_numpy(places).to(device)].half().cpu().numpy()
+    return np.split(chosen, np.cumsum([len(view.cells) for view in views])[:-1])
 
 
-def _normalised_maps(views: Sequence[AugmentedView], height: int, width: int) -> Tensor:
-    """Affine maps (B, 2, 3) from a canvas to the originals, both from -1 to 1 between the outer edges of pixels."""
-    canvas_from_unit = _from_unit(height, width)
+def _normalised_maps(views: Sequence[AugmentedView]) -> Tensor:
+    """Affine maps (B, 2, 3) from images to their originals, both from -1 to 1 between the centres of border pixels."""
     maps = []
     for view in views:
-        original_from_canvas = np.linalg.inv(view.warp.warped_from_pixels(view.original_intrinsics))
+        original_from_warped = np.linalg.inv(view.warp.warped_from_pixels(view.original_intrinsics))
         unit_from_original = np.linalg.inv(_from_unit(*view.original.shape[:2]))
-        maps.append((unit_from_original @ original_from_canvas @ canvas_from_unit)[:2])
+        maps.append((unit_from_original @ original_from_warped @ _from_unit(*_size(view)))[:2])
     return torch.from_numpy(np.stack(maps)).float()
 
 
 def _from_unit(height: int, width: int) -> Array:
-    """Pixels, the first one's centre at 0.5, from coordinates of -1 to 1: (3, 3)."""
-    return np.array([[width / 2, 0, width / 2], [0, height / 2, height / 2], [0, 0, 1]])
+    """Pixels, the first one's centre at 0.5, from coordinates of -1 to 1 between the centres of border ones: (3, 3)."""
+    return np.array([[(width - 1) / 2, 0, width / 2], [0, (height - 1) / 2, height / 2], [0, 0, 1]])
 
 
 def _size(view: AugmentedView) -> tuple[int, int]:

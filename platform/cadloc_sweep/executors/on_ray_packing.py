@@ -11,7 +11,7 @@ import asyncio
 import os
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeAlias
 from uuid import uuid4
 
@@ -24,7 +24,8 @@ from cadloc_sweep.executors.on_ray_stages import NO_THREADS
 from cadloc_sweep.trials import Resources
 
 DEATHS = 2
-"""How often one stretch is sent again because its server died; then it counts as a death of the trial's own worker."""
+"""How often one stretch is sent again because its server died, and as often because it broke down; then it counts as a
+death of the trial's own worker."""
 
 OnAnswer: TypeAlias = Callable[[Any], object]
 
@@ -54,19 +55,24 @@ def pack_server(device: str, slots: int) -> Server:
 def sender(server: str) -> Pack:
     """Sends requests to the server of that name, one after the other, each until it is answered.
 
-    It raises WorkerLost where the server is gone for good, dies too often, or has broken down.
+    It raises WorkerLost where the server is gone for good, or dies or breaks down too often.
     """
 
     def send(request: Any) -> Any:
-        try:
-            answer = ray.get(_named(server).train.remote(request))
-        except RayActorError as error:
-            raise WorkerLost(f"the server that trains the trial is gone: {error}") from error
-        if isinstance(answer, WorkerLost):
-            raise answer
-        return answer
+        for _ in range(1 + DEATHS):
+            answer = _answer(server, request)
+            if not isinstance(answer, WorkerLost):
+                return answer
+        raise answer
 
     return send
+
+
+def _answer(server: str, request: Any) -> Any:
+    try:
+        return ray.get(_named(server).train.remote(request))
+    except RayActorError as error:
+        raise WorkerLost(f"the server that trains the trial is gone: {error}") from error
 
 
 def _named(server: str) -> Any:
@@ -155,9 +161,8 @@ class PackingActor:
 class Packs:
     """Which trials of a run are packed, on which server, and the servers themselves.
 
-    They are made for the first trials that are placed, and given back as soon as no trial has one: stages and trials
-    that wait for a GPU get it then. As many trials run as there are slots; each asks for an equal share of the CPUs but
-    one per server, or for what its space says where that is less.
+    They are made for the first trials that are placed, and stay until they `rest`. As many trials run as there are
+    slots; each asks for an equal share of the CPUs but one per server, or for what its space says where that is less.
     """
 
     def __init__(self, make_server: MakeServer = pack_server) -> None:
@@ -181,20 +186,38 @@ class Packs:
         share = int(1e4 * left / self.room(task)) / 1e4  # Ray counts to four places
         return resources.model_copy(update={"cpu": max(1e-4, min(resources.cpu, share)), "gpu": 0})
 
+    def share(self, task: TrialTask) -> Resources:
+        """What the trial asks for and, where it is packed, its slot's part of the server's GPU."""
+        asked, trial = self.asked(task), task.trial
+        on_gpu = self.packed(task) and trial.device == "cuda"
+        return asked.model_copy(update={"gpu": 1 / trial.resources.slots}) if on_gpu else asked
+
+    def compete(self, tasks: Iterable[TrialTask]) -> bool:
+        """Whether servers and trials that are not packed want the same GPUs."""
+        return len({self.packed(task) for task in tasks if task.trial.device == "cuda"}) == 2
+
+    def servers(self, task: TrialTask, pieces_on_gpu: int) -> int:
+        """How many servers trials like this one may have beside so many pieces of stages on GPUs; 0 if not packed."""
+        if not self.packed(task):
+            return 0
+        return self._count(task) - (pieces_on_gpu if task.trial.device == "cuda" else 0)
+
     def room(self, task: TrialTask) -> float:
         """How many trials like this one the servers train at once; infinite where it is not packed."""
         return self._count(task) * task.trial.resources.slots if self.packed(task) else float("inf")
 
-    def place(self, placed: str, task: TrialTask) -> str | None:
+    def place(self, placed: str, task: TrialTask, pieces_on_gpu: int = 0) -> str | None:
         """Name of the server that is to train the trial, until it `leave`s; None where it is not packed.
 
-        It is the one with the fewest trials; of several, one that has had the trial's buffers before.
+        It is the one with the fewest trials, of those that it may have beside so many pieces, or the first; of several,
+        one that has had the trial's buffers before.
         """
         if not self.packed(task):
             return None
         buffers = tuple(str(path) for role, path in sorted(task.stages.items()) if role.startswith("buffer/"))
         loads = list(self._placed.values())
-        index = min(range(self._count(task)), key=lambda i: (loads.count(i), buffers not in self._hot.get(i, ())))
+        few = range(max(1, self.servers(task, pieces_on_gpu)))
+        index = min(few, key=lambda i: (loads.count(i), buffers not in self._hot.get(i, ())))
         self._placed[placed] = index
         self._hot.setdefault(index, set()).add(buffers)
         if index not in self._servers:
@@ -203,15 +226,21 @@ class Packs:
 
     def leave(self, placed: str) -> None:
         """The trial has ended."""
-        if self._placed.pop(placed, None) is not None and not self._placed:
-            self.close()
+        self._placed.pop(placed, None)
+
+    def rest(self, kept: int) -> None:
+        """Gives back the servers that no trial has, but for the first `kept`: what waits for their GPUs gets them."""
+        for index in [each for each in self._servers if each >= kept and each not in self._placed.values()]:
+            self._give_back(index)
 
     def close(self) -> None:
-        """Gives the servers back; more can be placed."""
-        for _, server in self._servers.values():
-            ray.kill(server)
-        self._servers.clear()
-        self._hot.clear()
+        """Gives all servers back; more can be placed."""
+        for index in list(self._servers):
+            self._give_back(index)
+
+    def _give_back(self, index: int) -> None:
+        ray.kill(self._servers.pop(index)[1])
+        self._hot.pop(index, None)
 
     def _count(self, task: TrialTask) -> int:
         return self._gpus if task.trial.device == "cuda" else 1

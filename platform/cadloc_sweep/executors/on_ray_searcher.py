@@ -11,6 +11,7 @@ import ray
 from ray.tune.search import Searcher
 
 from cadloc_sweep.agenda import POLL_S, Agenda
+from cadloc_sweep.executors import TrialTask
 from cadloc_sweep.executors.on_ray_packing import Packs
 from cadloc_sweep.executors.on_ray_stages import AHEAD, Building
 from cadloc_sweep.failures import OutOfResources
@@ -41,19 +42,22 @@ class Room:
         self.starting = False
         """Whether one of them waits for its actor."""
 
-    def trials(self, resources: Resources) -> int:
-        """How many trials of this size Tune may have now.
+    @property
+    def pieces_on_gpu(self) -> int:
+        """Pieces of stages that have a GPU or wait for one."""
+        return self._building.pieces_on_gpu
+
+    def trials(self, asked: Resources, share: Resources) -> int:
+        """How many trials that ask for so much Tune may have now; their `share` counts what a server has for them, too.
 
         With all stages there, one more than can run, to wait in Tune for its resources. It knows nothing of those of
         several workers.
         """
-        held = slots(resources)
+        held = slots(asked)
         if not self._agenda.building:
-            return held + (resources.workers == 1)
-        building = self._building
-        return min(
-            held, beside_stages(resources, building.pieces, building.pieces_on_gpu, _total("CPU"), _total("GPU"))
-        )
+            return held + (asked.workers == 1)
+        pieces = self._building.pieces
+        return min(held, beside_stages(share, pieces, self.pieces_on_gpu, _total("CPU"), _total("GPU")))
 
     def pieces(self, resources: Resources) -> int:
         """How many pieces of stages may fly now beside trials of this size: those that can run, and some ahead.
@@ -98,13 +102,13 @@ class PlanSearcher(NotKept, Searcher):
             self._pump(POLL_S)
         if self._idle() or not self._agenda.trials_left or self._draining():
             return str(Searcher.FINISHED)
-        ready = self._agenda.ready
-        if ready is None or room.out >= min(room.trials(self._packs.asked(ready)), self._packs.room(ready)):
+        if self._next() is None:
+            self._packs.rest(kept=0)  # another trial may wait for a GPU
             return None
         task = self._agenda.next_task()
         assert task is not None, "there was one just now"
         room.out += 1
-        resources, server = self._packs.asked(task), self._packs.place(trial_id, task)
+        resources, server = self._packs.asked(task), self._packs.place(trial_id, task, room.pieces_on_gpu)
         asked = {"cpu": resources.cpu, "gpu": resources.gpu, "workers": resources.workers}
         return {"trial": task.trial.id, "server": server, **asked}
 
@@ -112,12 +116,23 @@ class PlanSearcher(NotKept, Searcher):
         """One more may go out."""
         self._room.out -= 1
         self._packs.leave(trial_id)
+        following = self._next()
+        # Servers that no trial has any more stay for the next one, where no stage waits for their GPUs.
+        self._packs.rest(kept=0 if following is None else self._packs.servers(following, self._room.pieces_on_gpu))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: what has run is in the ledger."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: a sweep resumes from its ledger, with a new searcher."""
+
+    def _next(self) -> TrialTask | None:
+        """The trial that may go out now, if any."""
+        ready = self._agenda.ready
+        if ready is None:
+            return None
+        most = self._room.trials(self._packs.asked(ready), self._packs.share(ready))
+        return ready if self._room.out < min(most, self._packs.room(ready)) else None
 
     def _idle(self) -> bool:
         """Whether no trial is out and none is ready, but some are left."""

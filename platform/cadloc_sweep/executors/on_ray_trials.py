@@ -55,6 +55,8 @@ def run(
 ) -> None:
     """Builds the agenda's stages and runs its trials on the connected cluster; what runs ends before it returns.
 
+    Drained, it waits for trials, and for stages of which all pieces are there; what else is made of a stage would be
+    thrown away, or is taken up again from where it stands.
     Tune runs in rounds: one begins when a trial's stages are there, and ends when no trial is left or ready.
     Raises OutOfResources for a trial that no node could hold.
     """
@@ -62,7 +64,8 @@ def run(
     sweep = agenda.tasks[0].directory.parents[1]  # beside the folder of the trials, where every node can reach it
     with tempfile.TemporaryDirectory(prefix=".tune-", dir=sweep, ignore_cleanup_errors=True) as scratch:
         events = _Events(agenda.tasks, on_trial, draining, Path(scratch) / "drain")
-        building, packs = Building(agenda, on_stage, events.draining, place.environment), Packs()
+        stages = Ends(on_stage)
+        building, packs = Building(agenda, stages.heard, events.draining, place.environment), Packs()
         scheduler = _scheduler(place.stop, place.objective)
         try:
             for number in itertools.count():
@@ -73,11 +76,26 @@ def run(
                     break
                 _round(number, agenda, events, building, packs, scheduler, place, Path(scratch))
                 events.raise_caught()
-            while building.pump(timeout_s=1.0):
+            while (stages.near or not events.draining()) and building.pump(timeout_s=1.0):
                 pass
         finally:
             packs.close()
             building.cancel()
+
+
+class Ends:
+    """Passes the events of stages on, and keeps in mind which of them have all pieces, and only the end to come."""
+
+    def __init__(self, on_event: Callable[[StageEvent], None]) -> None:
+        self._on_event = on_event
+        self.near: set[Path] = set()
+        """Folders in which these stages are made."""
+
+    def heard(self, event: StageEvent) -> None:
+        """An event of a stage."""
+        near = event.kind == "chunk" and event.done == event.total
+        (self.near.add if near else self.near.discard)(event.job.directory)
+        self._on_event(event)
 
 
 @dataclass(frozen=True)
@@ -114,7 +132,7 @@ def _round(
             search_alg=PlanSearcher(agenda, room, packs, events.pump, events.draining),
             scheduler=scheduler,
             num_samples=-1,
-            reuse_actors=True,
+            reuse_actors=not packs.compete(agenda.tasks),  # Tune keeps one that is idle, and its GPU from servers
             trial_name_creator=_name,
             trial_dirname_creator=_name,
         ),

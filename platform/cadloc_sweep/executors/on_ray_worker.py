@@ -66,7 +66,7 @@ class TuneTrainable(tune.Trainable):
         self._task = self._tasks[config["trial"]]
         server: str | None = config.get("server")
         self._steps: Generator[Progress, None, TrialResult] = (
-            trial_steps(self._task, sender(server) if server else None)
+            trial_steps(self._task, sender(server) if server else None, config["cpu"])
             if self._task.trial.resources.workers == 1
             else shared_trial_steps(self._task, self._flag.parent)
         )

@@ -15,7 +15,11 @@ Threshold: TypeAlias = float | Tensor
 """In the unit of the errors: one for all, or (B,), one for each."""
 
 Moment: TypeAlias = float | Tensor
-"""Progress in [0, 1] of a run: a number, or a scalar tensor where many runs, each at its own, are computed at once."""
+"""Progress in [0, 1] of a run: a number, or a scalar tensor where many runs, each at its own, are computed at once.
+
+The tensor is float64, as numbers are: towards a run's end 1 − progress² is a small difference of large ones. Losses are
+float32 all the same, as a scalar's type gives way to theirs.
+"""
 
 NEAR_LIMIT = 1e-6
 """Shapes of the general loss so close to 0 or 2 count as these."""

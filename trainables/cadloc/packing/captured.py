@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ class Captured:
         torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
         # Other threads may open samples meanwhile.
-        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+        with _back_to_its_stream(), torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
             self._values = work(self._inputs)
             self._side_by_side = torch.stack([value for each in self._values for value in each.values()])
 
@@ -50,10 +51,24 @@ class Captured:
         return [{name: next(values) for name in each} for each in self._values]
 
 
+@contextmanager
+def _back_to_its_stream() -> Iterator[None]:
+    """Whatever happens within, the thread goes on where it was: a capture that fails leaves it on a stream of its own.
+
+    (`torch.cuda.graph` ends the capture first, which raises, and would go back then.)
+    """
+    before = torch.cuda.current_stream()
+    try:
+        yield
+    finally:
+        torch.cuda.set_stream(before)
+
+
 class Recordings:
     """The last recordings, by what sets one apart from another; on other devices than CUDA, work is done as it is.
 
-    Work that cannot be recorded is said so of once, and from then on all is done as it is.
+    Work that cannot be recorded is said so of once, and from then on all is done as it is. Where memory runs out, it
+    would without a recording, or soon: that is raised.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -62,12 +77,17 @@ class Recordings:
         self._pool = torch.cuda.graph_pool_handle() if self._on else None
 
     def run(self, key: Hashable, work: Work, inputs: Tensors) -> Values:
-        """What `work` makes of the inputs; under the same key, it must differ in nothing but these."""
+        """What `work` makes of the inputs; under the same key, it must differ in nothing but these.
+
+        Raises torch.OutOfMemoryError.
+        """
         if not self._on:
             return work(inputs)
         try:
             return self._recorded(key, work, inputs)(inputs)
         except RuntimeError as error:
+            if _out_of_memory(error):
+                raise
             _LOG.warning("steps are not recorded as a CUDA graph: %s", error)
             self._on = False
             self._kept.clear()
@@ -80,3 +100,8 @@ class Recordings:
         if len(self._kept) > MOST_GRAPHS:
             self._kept.popitem(last=False)
         return self._kept[key]
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Also where the end of the recording failed for it."""
+    return any(isinstance(each, torch.OutOfMemoryError) for each in (error, error.__context__))

@@ -26,7 +26,10 @@ Stages = Mapping[str, Path]
 
 @dataclass(frozen=True)
 class Material:
-    """Samples on the server's device, and the constraints about their scene, by configuration and stages."""
+    """Samples on the server's device, and the constraints about their scene, by configuration and stages.
+
+    Not for several threads at once: `MaterialStore` sees to that.
+    """
 
     samples: Samples
     known: dict[object, Constraints | None] = field(default_factory=dict)
@@ -40,8 +43,8 @@ class Material:
 
     @property
     def size_bytes(self) -> int:
-        """Of the samples."""
-        return sum(value.nbytes for value in vars(self.samples).values() if isinstance(value, Tensor))
+        """Of the tensors of samples and constraints."""
+        return _nbytes(self.samples) + _nbytes(self.known)
 
 
 def open_samples(config: TrialConfig, stages: Stages, device: str) -> Samples:
@@ -65,10 +68,10 @@ Opener = Callable[[TrialConfig, Stages, str], Samples]
 
 
 class MaterialStore:
-    """Samples by the stages they are read from; those used longest ago go first when all exceed `budget_bytes`.
+    """Samples, and constraints about them, by the stages they are read from.
 
-    The last used ones always stay, and what a running stretch holds lives as long as that. May be asked from any
-    thread.
+    Those used longest ago go first when all exceed `budget_bytes`. The last used ones always stay, and what a running
+    stretch holds lives as long as that. May be asked from any thread.
     """
 
     def __init__(self, device: str, budget_bytes: int, opener: Opener = open_samples) -> None:
@@ -79,19 +82,37 @@ class MaterialStore:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def of(self, config: TrialConfig, stages: Stages) -> Material:
-        """What a trial is trained on, opened if it must be. Raises InputError."""
+    @property
+    def size_bytes(self) -> int:
+        """Of all that is kept."""
+        return sum(each.size_bytes for each in self._kept.values())
+
+    def of(self, config: TrialConfig, stages: Stages) -> tuple[Samples, Constraints | None]:
+        """What a trial is trained on, and its constraints: opened if they must be, one after the other.
+
+        Raises InputError for stages that are not where the request says, or hold no depth where it is needed.
+        """
         key = _key(config, stages)
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = Material(self._opener(config, stages, self._device))
             self._kept.move_to_end(key)
-            while len(self._kept) > 1 and sum(each.size_bytes for each in self._kept.values()) > self._budget_bytes:
+            material = self._kept[key]
+            limits = material.constraints(config, stages)
+            while len(self._kept) > 1 and self.size_bytes > self._budget_bytes:
                 self._kept.popitem(last=False)
-            return self._kept[key]
+        return material.samples, limits
 
 
 def _key(config: TrialConfig, stages: Stages) -> tuple[str, ...]:
     told = isinstance(config.head, GlaceHead) and config.head.global_features is not None
     kinds = ("buffer", "global_features") if told else ("buffer",)
     return tuple(str(stages.get(f"{kind}/{name}")) for name in config.train_on for kind in kinds)
+
+
+def _nbytes(value: object) -> int:
+    """Of all tensors in an object, or in a mapping of objects."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    held = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
+    return sum(_nbytes(each) for each in held.values())

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from cadloc.head_config import AnchorHead
 from cadloc.heads.head import TrainingOutput
-from cadloc.losses.phase import Phase
+from cadloc.losses.phase import Evidence, Phase
 from cadloc.packing.slot import Slot
 from cadloc.samples import Batch
+from cadloc.training_config import EarlyStop
 from cadloc.training_window import FITTING, OBJECTIVE
 
 Stacked = Mapping[str, Tensor]
 """The tensors of K batches, or of K training outputs, by field, (K, ...)."""
+
+Values = dict[str, Tensor]
+"""Of one head's step, by name, scalars."""
 
 
 def stacked(batches: Sequence[Batch]) -> dict[str, Tensor]:
@@ -28,78 +33,96 @@ def stacked(batches: Sequence[Batch]) -> dict[str, Tensor]:
 PROGRESS, PER_UNIT = "progress", "per_unit"
 
 
-@dataclass(frozen=True)
-class Turn:
-    """A slot's part of a pack's step: at which place it is, its batch, the loss in force."""
+class Kind(NamedTuple):
+    """What seats have in common that are computed as one.
+
+    The loss in force, wherever it stands in its schedules, the rule by which the run may end early, and what the head
+    reads of the samples.
+    """
+
+    phase: Phase
+    early_stop: EarlyStop | None
+    evidence: Evidence
+
+
+def kind_of(slot: Slot, phase: Phase) -> Kind:
+    """Of a slot's step with that loss. What samples show is one to all heads but those of anchors: they read none."""
+    learner = slot.learner
+    evidence: Evidence = phase.evidence if isinstance(learner.config.head, AnchorHead) else "points"
+    return Kind(_at(phase, 0.0), learner.pace.early_stop, evidence)
+
+
+class Turn(NamedTuple):
+    """A slot's part of a pack's step: at which place it is, its batch, the loss in force, and of which kind that is."""
 
     place: int
     slot: Slot
     batch: Batch
     phase: Phase
-
-    @property
-    def kind(self) -> tuple[object, ...]:
-        """Turns of the same kind are computed as one."""
-        own = None if self.captures else self.place
-        return (_at(self.phase, 0.0), self.slot.learner.pace.early_stop, own)
-
-    @property
-    def captures(self) -> bool:
-        """Whether its objective is a function of tensors alone; what constraints draw, they draw by the step's seed."""
-        return self.slot.learner.constraints is None
+    kind: Kind
 
 
-def place_in_loss(turns: Sequence[Turn], seats: int, device: torch.device) -> dict[str, Tensor]:
-    """What moves from step to step beside the batches: of each seat its loss's progress and weight, (K,) float32."""
-    progress, weights = [0.0] * seats, [turns[0].slot.per_unit("nat")] * seats
+def place_in_loss(turns: Sequence[Turn], seats: int) -> dict[str, Tensor]:
+    """What moves from step to step beside the batches: of each seat its loss's progress and weight, (K,).
+
+    Progress is float64, as `cadloc.losses.kernels.Moment` says; the weight of free seats is 0.
+    """
+    like = turns[0].batch.pixels
+    progress, weights = [0.0] * seats, [like.new_zeros(())] * seats
     for turn in turns:
         progress[turn.place] = float(getattr(turn.phase, "progress", 0.0))
         weights[turn.place] = turn.slot.per_unit(turn.phase.unit)
-    moments = torch.tensor(progress).to(device, non_blocking=True)
+    moments = torch.tensor(progress, dtype=torch.float64).to(like.device, non_blocking=True)
     return {PROGRESS: moments, PER_UNIT: torch.stack(weights)}
 
 
-def objectives(turns: Sequence[Turn], outputs: Stacked, inputs: Stacked) -> tuple[Tensor, list[dict[str, Tensor]]]:
-    """Sum of the turns' objectives, a scalar, and each turn's values as `Learner.objective` gives them, in order.
+def together(
+    kinds: Mapping[int, Kind], like: Batch, outputs: Stacked, inputs: Stacked
+) -> tuple[Tensor, dict[int, Values]]:
+    """Sum of the objectives at some places, a scalar, and each one's values as `Learner.objective` gives them.
 
-    `outputs` and `inputs` are the whole pack's, (K, ...); the latter are `stacked` batches and their `place_in_loss`.
+    A function of tensors alone: `outputs` and `inputs` are the whole pack's, (K, ...), the latter batches `like` one,
+    `stacked`, and their `place_in_loss`.
     """
-    groups: dict[tuple[object, ...], list[Turn]] = {}
-    for turn in turns:
-        groups.setdefault(turn.kind, []).append(turn)
-    totals = []
-    values: dict[int, dict[str, Tensor]] = {}
-    for group in groups.values():
-        total, named = _together(group, outputs, inputs) if group[0].captures else _alone(group[0], outputs)
+    groups: dict[Kind, list[int]] = {}
+    for place, kind in kinds.items():
+        groups.setdefault(kind, []).append(place)
+    totals, values = [], dict[int, Values]()
+    for kind, places in groups.items():
+        total, named = _of_a_kind(kind, places, like, outputs, inputs)
         totals.append(total)
-        values |= {turn.place: own for turn, own in zip(group, named, strict=True)}
-    return torch.stack(totals).sum(), [values[turn.place] for turn in turns]
+        values |= named
+    return torch.stack(totals).sum(), values
 
 
-def _alone(turn: Turn, outputs: Stacked) -> tuple[Tensor, list[dict[str, Tensor]]]:
-    own = TrainingOutput(**{name: each[turn.place] for name, each in outputs.items()})
-    objective, values = turn.slot.learner.objective(own, turn.batch, turn.phase)
-    return objective, [values]
+def apart(turns: Sequence[Turn], outputs: Stacked) -> tuple[Tensor, dict[int, Values]]:
+    """The same, one after the other, with the constraints of each; what they draw, they draw by the step's seed."""
+    totals, values = [], dict[int, Values]()
+    for turn in turns:
+        own = TrainingOutput(**{name: each[turn.place] for name, each in outputs.items()})
+        total, values[turn.place] = turn.slot.learner.objective(own, turn.batch, turn.phase)
+        totals.append(total)
+    return torch.stack(totals).sum(), values
 
 
-def _together(group: Sequence[Turn], outputs: Stacked, inputs: Stacked) -> tuple[Tensor, list[dict[str, Tensor]]]:
-    first = group[0]
-    rule, unit = first.slot.learner.pace.early_stop, first.phase.unit
+def _of_a_kind(
+    kind: Kind, places: list[int], like: Batch, outputs: Stacked, inputs: Stacked
+) -> tuple[Tensor, dict[int, Values]]:
+    rule = kind.early_stop
 
     def one(told: Stacked, given: Mapping[str, Any]) -> dict[str, Tensor]:
         """As `Learner.objective`, of tensors alone."""
         batch = {name: value for name, value in given.items() if name not in (PROGRESS, PER_UNIT)}
-        output, seen = TrainingOutput(**told), replace(first.batch, **batch)
-        loss = _at(first.phase, given[PROGRESS]).loss(output.prediction, seen)
-        values = {f"train/loss_{unit}": loss, "train/own_loss": output.own_loss}
+        output, seen = TrainingOutput(**told), replace(like, **batch)
+        loss = _at(kind.phase, given[PROGRESS]).loss(output.prediction, seen)
+        values = {f"train/loss_{kind.phase.unit}": loss, "train/own_loss": output.own_loss}
         if rule is not None:
             values[FITTING] = seen.share_within(output.coordinates, rule.within_px)
         return {**values, OBJECTIVE: loss * given[PER_UNIT] + output.own_loss}
 
-    places = [turn.place for turn in group]
     values = torch.func.vmap(one)(_rows(outputs, places), _rows(inputs, places))
     named = {name: value.detach().unbind() for name, value in values.items()}
-    each = [{name: value[i] for name, value in named.items()} for i in range(len(group))]
+    each = {place: {name: value[i] for name, value in named.items()} for i, place in enumerate(places)}
     return values[OBJECTIVE].sum(), each
 
 

@@ -12,12 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from cadloc.contract import DivergenceError
-from cadloc.head_config import AnchorHead
 from cadloc.heads.head import Head
 from cadloc.losses.phase import Evidence
 from cadloc.packing.batched_linear import BatchedLinear
 from cadloc.packing.captured import Recordings
-from cadloc.packing.objectives import PER_UNIT, PROGRESS, Stacked, Turn, objectives, place_in_loss, stacked
+from cadloc.packing.objectives import (
+    PER_UNIT,
+    PROGRESS,
+    Kind,
+    Stacked,
+    Turn,
+    Values,
+    apart,
+    kind_of,
+    place_in_loss,
+    stacked,
+    together,
+)
 from cadloc.packing.slot import Slot
 from cadloc.samples import Batch
 
@@ -37,10 +48,6 @@ class Seats(Protocol):
 
     def seat(self, slot: Slot) -> None:
         """Takes a slot in, between two steps."""
-        ...
-
-    def leave(self, slot: Slot) -> None:
-        """Frees its seat, between two steps."""
         ...
 
     def step(self) -> None:
@@ -65,15 +72,11 @@ class Turns:
         self.slots.append(slot)
         slot.begin()
 
-    def leave(self, slot: Slot) -> None:
-        """See `Seats`."""
-        self.slots.remove(slot)
-
     def step(self) -> None:
         """See `Seats`."""
         for slot in list(self.slots):
             if _taken(slot, slot.learner.step(slot.stretch.step)):
-                self.leave(slot)
+                self.slots.remove(slot)
 
 
 class Pack:
@@ -81,7 +84,9 @@ class Pack:
 
     The parameters of all seats are leaves (K, ...). A seated head's own are views of its row, and so are its gradients:
     its optimizer works on them with the arithmetic of training alone. Free seats are computed and ignored, so that
-    every product has the same shape whoever is seated: a slot's numbers do not depend on its neighbours.
+    every product has the same shape whoever is seated: a slot's numbers do not depend on its neighbours. They keep
+    their last kind, and who comes sits down where its own kind sat: so a step that was recorded serves whoever leaves
+    and returns.
     """
 
     def __init__(self, like: Slot, capacity: int) -> None:
@@ -92,7 +97,8 @@ class Pack:
         for parameter in self._parameters.values():
             parameter.grad = torch.zeros_like(parameter)
         self._buffers = {name: _rows_like(value, capacity) for name, value in head.named_buffers(prefix="head")}
-        self._reads_evidence = isinstance(like.learner.config.head, AnchorHead)
+        self._kinds = [_next_kind(like)] * capacity
+        self._constrained = like.learner.constraints is not None
         self._half = like.learner.half
         self._recordings = Recordings(like.learner.device)
 
@@ -108,7 +114,7 @@ class Pack:
 
     def seat(self, slot: Slot) -> None:
         """See `Seats`."""
-        place, head = self._seats.index(None), slot.learner.head
+        place, head = self._place_for(_next_kind(slot)), slot.learner.head
         self._seats[place] = slot
         with torch.no_grad():
             for name, parameter in _named(head):
@@ -120,55 +126,62 @@ class Pack:
                 self._buffers[name][place].copy_(value)
         slot.begin()
 
-    def leave(self, slot: Slot) -> None:
-        """See `Seats`."""
-        self._seats[self._seats.index(slot)] = None
-
     def step(self) -> None:
         """See `Seats`."""
-        turns = [self._turn(place, slot) for place, slot in enumerate(self._seats) if slot is not None]
-        if all(turn.captures for turn in turns):
-            key = tuple((turn.place, self._evidence(turn), turn.kind) for turn in turns)
-            values = self._recordings.run(key, partial(self._learn, turns), self._inputs(turns))
-        else:
-            values = self._learn(turns, self._inputs(turns))
-        for turn, own in zip(turns, values, strict=True):
-            turn.slot.learner.update(turn.slot.stretch.step)
-            if _taken(turn.slot, own):
-                self.leave(turn.slot)
+        turns = [_turn(place, slot) for place, slot in enumerate(self._seats) if slot is not None]
+        values = self._values(turns)
+        for place, slot, *_ in turns:
+            slot.learner.update(slot.stretch.step)
+            if _taken(slot, values[place]):
+                self._seats[place] = None
+
+    def _place_for(self, kind: Kind) -> int:
+        free = [place for place, slot in enumerate(self._seats) if slot is None]
+        return min(free, key=lambda place: self._kinds[place] != kind)
+
+    def _values(self, turns: Sequence[Turn]) -> list[Values]:
+        """Of the next step, by place; leaves its gradients."""
+        inputs, like = self._inputs(turns), turns[0].batch
+        for turn in turns:
+            self._kinds[turn.place] = turn.kind
+        # An evidence that only free seats read is not worth another pass.
+        read = {turn.kind.evidence for turn in turns}
+        kinds = tuple(kind if kind.evidence in read else turns[0].kind for kind in self._kinds)
+        if self._constrained:
+            return self._learn(kinds, like, inputs, turns)
+        return self._recordings.run(kinds, partial(self._learn, kinds, like), inputs)
 
     def _inputs(self, turns: Sequence[Turn]) -> dict[str, Tensor]:
         """All that a step reads but parameters and buffers, (K, ...)."""
         by_place = {turn.place: turn.batch for turn in turns}
         # Free seats compute on somebody's batch: of finite numbers and the right shape.
         batches = stacked([by_place.get(place, turns[0].batch) for place in range(len(self._seats))])
-        return {**batches, **place_in_loss(turns, len(self._seats), turns[0].batch.pixels.device)}
+        return {**batches, **place_in_loss(turns, len(self._seats))}
 
-    def _learn(self, turns: Sequence[Turn], inputs: Stacked) -> list[dict[str, Tensor]]:
-        """Leaves the gradients of a step; returns each turn's values.
+    def _learn(
+        self, kinds: Sequence[Kind], like: Batch, inputs: Stacked, constrained: Sequence[Turn] = ()
+    ) -> list[Values]:
+        """Leaves the gradients of a step; returns each seat's values.
 
-        Of the turns it reads what they have in common with those of other steps: kinds, not numbers.
+        Without `constrained` turns it reads nothing that another step of the same kinds has not: of the batch `like`
+        the seats', no numbers.
         """
         torch._foreach_zero_([p.grad for p in self._parameters.values() if p.grad is not None])
-        by_evidence: dict[Evidence, list[Turn]] = {}
-        for turn in turns:  # where heads learn from different evidence, all are computed with either
-            by_evidence.setdefault(self._evidence(turn), []).append(turn)
-        totals, values = [], dict[int, dict[str, Tensor]]()
+        totals, values = [], dict[int, Values]()
         batches = {name: value for name, value in inputs.items() if name not in (PROGRESS, PER_UNIT)}
-        for evidence, some in by_evidence.items():
-            total, named = objectives(some, self._outputs(batches, turns[0].batch, evidence), inputs)
+        seats = {turn.place: turn.kind for turn in constrained} or dict(enumerate(kinds))
+        # Where heads learn from different evidence, all are computed with either.
+        for evidence in dict.fromkeys(kind.evidence for kind in seats.values()):
+            outputs = self._outputs(batches, like, evidence)
+            if constrained:
+                total, named = apart([turn for turn in constrained if turn.kind.evidence == evidence], outputs)
+            else:
+                some = {place: kind for place, kind in seats.items() if kind.evidence == evidence}
+                total, named = together(some, like, outputs, inputs)
             totals.append(total)
-            values |= {turn.place: own for turn, own in zip(some, named, strict=True)}
+            values |= named
         torch.stack(totals).sum().backward()  # type: ignore[no-untyped-call]
-        return [values[turn.place] for turn in turns]
-
-    def _evidence(self, turn: Turn) -> Evidence:
-        """What the head reads of the turn's: but for anchors, nothing."""
-        return turn.phase.evidence if self._reads_evidence else "points"
-
-    def _turn(self, place: int, slot: Slot) -> Turn:
-        step, learner = slot.stretch.step, slot.learner
-        return Turn(place, slot, learner.head.shown(learner.batch(step)), learner.phase(step))
+        return [values.get(place, {}) for place in range(len(self._seats))]
 
     def _outputs(self, batches: Stacked, like: Batch, evidence: Evidence) -> Stacked:
         """Training outputs of all seats, (K, ...)."""
@@ -202,6 +215,16 @@ class _Computed(nn.Module):
 
 def _named(head: Head) -> list[tuple[str, nn.Parameter]]:
     return list(head.named_parameters(prefix="head"))
+
+
+def _next_kind(slot: Slot) -> Kind:
+    return kind_of(slot, slot.learner.phase(slot.stretch.step))
+
+
+def _turn(place: int, slot: Slot) -> Turn:
+    step, learner = slot.stretch.step, slot.learner
+    phase = learner.phase(step)
+    return Turn(place, slot, learner.head.shown(learner.batch(step)), phase, kind_of(slot, phase))
 
 
 def _rows_like(value: Tensor, capacity: int) -> Tensor:

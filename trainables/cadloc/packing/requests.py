@@ -35,12 +35,26 @@ class StretchAnswer:
 
 
 def packed(stretch: Stretch) -> bytes:
-    """Head, optimizer, progression and window of a stretch: tensors and plain values only."""
+    """Head, optimizer, progression and window of a stretch: tensors and plain values only, and nobody else's."""
     content = io.BytesIO()
     progression = vars(stretch.progression)
     window = stretch.window.state()
-    torch.save({**stretch.learner.state(), "progression": progression, "window": window}, content)
+    torch.save(_by_itself({**stretch.learner.state(), "progression": progression, "window": window}), content)
     return content.getvalue()
+
+
+def _by_itself(value: Any) -> Any:
+    """The same, its tensors on the CPU and none of them a view: of a row of a pack, all rows would be saved."""
+    match value:
+        case torch.Tensor():
+            here = value.cpu()
+            return here.clone() if here.untyped_storage().nbytes() > here.nbytes else here
+        case Mapping():
+            return {key: _by_itself(each) for key, each in value.items()}
+        case list():
+            return [_by_itself(each) for each in value]
+        case _:
+            return value
 
 
 def unpacked(state: bytes) -> dict[str, Any]:

@@ -23,14 +23,14 @@ class PackServer:
 
     With one slot on the CPU, and for heads that cannot be packed, every stretch steps as it would at home, to the bit.
     With more, its numbers depend on how many slots there are, by rounding, but not on who else has one. One thread
-    calls `step`; `admit` and `retract` may be called from others, and `admit` does there what takes time.
+    calls `step`; `admit` may be called from others, and does there what takes time. A client that is gone does not say
+    so: the stretch that it was waiting for, one at most, is finished for nobody.
     """
 
     def __init__(self, device: str, slots: int, budget_bytes: int | None = None, opener: Opener = open_samples) -> None:
         self._slots = slots
         self.store = MaterialStore(device, _budget_bytes(device) if budget_bytes is None else budget_bytes, opener)
         self._arrived: deque[Slot] = deque()
-        self._left: list[OnAnswer] = []
         self._waiting: dict[Hashable, deque[Slot]] = {}
         self._packs: dict[Hashable, Seats] = {}
         self._lock = threading.Lock()
@@ -51,14 +51,9 @@ class PackServer:
             with self._lock:
                 self._arrived.append(slot)
 
-    def retract(self, on_answer: OnAnswer) -> None:
-        """Forgets, before the next step, the stretch that was to be answered so; nothing where it has been."""
-        with self._lock:
-            self._left.append(on_answer)
-
     def step(self) -> bool:
         """One step of every stretch that has a seat; False when there was none."""
-        self._sort_out()
+        self._take_in_arrived()
         for shape, pack in self._packs.items():
             waiting = self._waiting[shape]
             while waiting and pack.free:
@@ -68,30 +63,21 @@ class PackServer:
             pack.step()
         return bool(busy)
 
-    def _sort_out(self) -> None:
-        """Those who have come sit down to wait, those who have left are forgotten."""
+    def _take_in_arrived(self) -> None:
+        """Those who have come sit down to wait."""
         with self._lock:
-            arrived, left = list(self._arrived), self._left
+            arrived = list(self._arrived)
             self._arrived.clear()
-            self._left = []
         for slot in arrived:
             if slot.shape not in self._packs:
                 self._make_room()
                 self._packs[slot.shape], self._waiting[slot.shape] = self._seats(slot), deque()
             self._waiting[slot.shape].append(slot)
-        if left:
-            self._forget(left)
 
     def _make_room(self) -> None:
         """Gives up packs that nobody sits in. They are kept until then: the next stretch is likely to be of theirs."""
         for shape in [shape for shape, pack in self._packs.items() if not pack.slots and not self._waiting[shape]]:
             del self._packs[shape], self._waiting[shape]
-
-    def _forget(self, left: list[OnAnswer]) -> None:
-        for shape, pack in self._packs.items():
-            for slot in [slot for slot in pack.slots if slot.on_answer in left]:
-                pack.leave(slot)
-            self._waiting[shape] = deque(slot for slot in self._waiting[shape] if slot.on_answer not in left)
 
     def _seats(self, like: Slot) -> Seats:
         alone = self._slots == 1 and like.learner.device.type == "cpu"  # a pack of one can be recorded

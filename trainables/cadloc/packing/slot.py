@@ -50,16 +50,17 @@ class Slot:
     def shape(self) -> Hashable | None:
         """What slots of one pack must have in common; None for heads that only step alone.
 
-        Ensembles step alone: their members take turns.
+        Ensembles step alone: their members take turns. Those with constraints have packs of their own: what they draw
+        cannot be recorded, and is to keep nobody else from it.
         """
         config, samples = self.learner.config, self.learner.samples
         if isinstance(config.head, EnsembleHead):
             return None
         told = None if samples.global_features is None else samples.global_features.shape[1]
         head = json.dumps(config.head.model_dump(mode="json"), sort_keys=True)
-        training = config.training
-        deviation = predicts_deviation(config.loss)
-        return (head, samples.dimensions, told, samples.complete, training.batch_size, training.precision, deviation)
+        training, of_samples = config.training, (samples.dimensions, told, samples.complete)
+        outputs = (predicts_deviation(config.loss), self.learner.constraints is not None)
+        return (head, *of_samples, training.batch_size, training.precision, *outputs)
 
     def per_unit(self, unit: Unit) -> Tensor:
         """`Head.objective_per_unit` as a scalar tensor: the stretch's alone, whatever the step."""
@@ -81,11 +82,9 @@ def slot_of(request: StretchRequest, store: MaterialStore, on_answer: OnAnswer) 
     """
     stored, config = unpacked(request.state), request.config
     try:
-        material = store.of(config, request.stages)
-        limits = material.constraints(config, request.stages)
+        samples, limits = store.of(config, request.stages)
     except (OSError, KeyError) as error:
         raise CadlocError(f"a stage is absent or cannot be read: {error}") from error
-    samples = material.samples
     told = samples.global_features
     head = build_head(
         config.head,
