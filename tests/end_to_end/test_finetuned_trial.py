@@ -80,7 +80,8 @@ def test_a_map_finds_its_tuned_encoder_without_the_store(out: Path, tmp_path: Pa
     views = next(path for path in folders if '"domain": "synthetic"' in (path / "dataset.json").read_text())
     row = next(csv.reader((trial / "poses_synthetic.csv").read_text().splitlines()[1:]))
     query = next(view for view in Dataset.open(views).views("query") if view.name == row[0])
-    estimate = localize_image(elsewhere, query.read_image(), query.intrinsics)
+    seed = json.loads((trial / "config.json").read_text())["seed"]
+    estimate = localize_image(elsewhere, query.read_image(), query.intrinsics, seed)
     if estimate.cad_from_cam is None:
         assert math.isinf(float(row[8]))
     else:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cadloc.contract import Json
-from cadloc_sweep.executors import TrialEvent
+from cadloc.contract import Json, StageSpec
+from cadloc_sweep.executors import StageEvent, StageJob, TrialEvent
 from cadloc_sweep.executors.on_ray import RayExecutor, check_reachable
 from cadloc_sweep.executors.on_ray_searcher import beside_stages
+from cadloc_sweep.executors.on_ray_trials import Ends
 from cadloc_sweep.failures import ExecutorUnreachable, ExitCode, OutOfResources
 from cadloc_sweep.outcomes import Outcome
 from cadloc_sweep.space_settings import AshaStop, Objective
@@ -175,6 +176,29 @@ def test_draining_interrupts_and_the_next_run_goes_on(toys: ToySweep) -> None:
     resumed = toys.run("trial.training.iterations=50")
     undisturbed = elsewhere(toys, "undisturbed").run("trial.training.iterations=50")
     assert metrics_of(resumed) == metrics_of(undisturbed)
+
+
+def test_a_drain_waits_for_no_piece_of_a_stage(toys: ToySweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A piece that runs, and would for long, is given up; nothing of its stage is left, and its trial is not lost."""
+    monkeypatch.setattr("cadloc_sweep.executors.on_ray_searcher.GAP_S", 0.0)
+    toys.text = PATIENT
+    assert toys.run("trial.views.seed=13", make_executor=Draining).counts == {"finished": 1, "missing": 1}
+    assert toys.store.built == {"patient_stage:TRIAL": 1}
+
+
+def test_a_drain_waits_for_the_end_of_a_stage_that_is_all_there(tmp_path: Path) -> None:
+    """A stage is near its end from its last piece on, until it is built or has failed."""
+    ends = Ends(lambda _: None)
+    jobs = [StageJob(StageSpec("any", "1", {}), {}, tmp_path / name) for name in "ab"]
+    for job in jobs:
+        ends.heard(StageEvent(job, "chunk", done=1, total=2))
+    assert not ends.near
+    for job in jobs:
+        ends.heard(StageEvent(job, "chunk", done=2, total=2))
+    assert ends.near == {job.directory for job in jobs}
+    ends.heard(StageEvent(jobs[0], "built"))
+    ends.heard(StageEvent(jobs[1], "failed"))
+    assert not ends.near
 
 
 def test_asha_stops_the_worse_trials_early(toys: ToySweep) -> None:

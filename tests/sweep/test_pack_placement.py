@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -140,14 +142,25 @@ def test_beside_a_stage_on_a_gpu_trials_go_to_the_other_servers(
 
 
 def test_idle_actors_keep_no_gpu_that_a_server_waits_for(packed: ToySweep, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Servers compete with trials on GPUs of their own, not with trials on CPUs, nor with one another."""
+    """Tune keeps none where servers compete with trials on GPUs of their own: not with those on CPUs, or each other."""
     cluster = Cluster(monkeypatch, {"CPU": 2.0, "GPU": 1.0})
     own, served, light = (
         tasks_of(packed.plan(f"resources={{{resources}}}"))
         for resources in ("gpu: 1, pack: never", "gpu: 1, pack: always", "pack: never")
     )
-    assert cluster.compete([*served, *own])
-    assert not any(cluster.compete(tasks) for tasks in (own, served, [*served, *light], []))
+    assert not reuses(cluster, [*served, *own], monkeypatch)
+    assert all(reuses(cluster, tasks, monkeypatch) for tasks in (own, served, [*served, *light]))
+
+
+def reuses(packs: Packs, tasks: list[TrialTask], monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether Tune is told to keep actors for later trials."""
+    rounds: Any = importlib.import_module("cadloc_sweep.executors.on_ray_trials")
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(rounds.tune, "Tuner", lambda trainable, **given: asked.update(given) or MagicMock())
+    monkeypatch.setattr(rounds.tune, "with_parameters", lambda trainable, **given: trainable)
+    monkeypatch.setattr(rounds, "check_fits", lambda resources: None)
+    rounds._round(0, Few(*tasks), MagicMock(), MagicMock(), packs, None, MagicMock(), Path())
+    return bool(asked["tune_config"].reuse_actors)
 
 
 # ---- what is handed out

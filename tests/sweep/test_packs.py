@@ -14,10 +14,10 @@ import pytest
 
 from cadloc.config import TrialConfig
 from cadloc.contract import InputError, TrialContext, WorkerLost
-from cadloc_sweep.executors import TrialTask
+from cadloc_sweep.executors import TrialTask, on_ray_packing
 from cadloc_sweep.executors.inline import InlineExecutor
 from cadloc_sweep.executors.on_ray import RayExecutor
-from cadloc_sweep.executors.on_ray_packing import Packs, Serving
+from cadloc_sweep.executors.on_ray_packing import DEATHS, Packs, Serving, sender
 from cadloc_sweep.outcomes import Outcome
 from cadloc_sweep.space_settings import AshaStop, Objective
 from cadloc_sweep.worker import trial_steps
@@ -104,6 +104,20 @@ def test_a_server_that_breaks_down_leaves_nobody_waiting(packed: ToySweep, toy: 
     assert serving.broken
     serving.submit(stretch_of(packed, tmp_path / "c"), answers.put)
     assert isinstance(answers.get(timeout=10), WorkerLost)
+
+
+@pytest.mark.parametrize(("break_downs", "answered"), [(0, True), (DEATHS, True), (DEATHS + 1, False)])
+def test_a_stretch_outlives_a_few_break_downs(
+    break_downs: int, answered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is sent again, which is no death of the trial's worker; a server that never stays whole ends the trial."""
+    told: list[Any] = [WorkerLost("broken")] * break_downs + ["done"]
+    monkeypatch.setattr(on_ray_packing, "_answer", lambda server, request: told.pop(0))
+    if answered:
+        assert sender("server")("stretch") == "done"
+    else:
+        with pytest.raises(WorkerLost):
+            sender("server")("stretch")
 
 
 # ---- what a trial is told

@@ -138,13 +138,14 @@ def test_a_failed_trial_is_a_result(toys: ToySweep) -> None:
 @pytest.mark.parametrize(
     ("setting", "error"),
     [
+        ("trial.training.weight_decay=0.25", "the helper is gone"),
         ("trial.training.weight_decay=0.75", "not a finite number"),
         ("trial.training.weight_decay=1", "without a finished progress"),
         ("resources.max_runtime_s=1e-9", "ran longer than"),
     ],
 )
 def test_trials_that_go_wrong_quietly_fail_loudly(toys: ToySweep, setting: str, error: str) -> None:
-    """A metric that is not finite, an end without a finished progress and an overrun are failures."""
+    """A helper that is gone, a metric that is not finite, no finished progress at the end and an overrun: failures."""
     outcome = toys.run("repeats=1", "scenes=[gate]", setting)
     assert {result.status for result in outcome.results.values()} == {"failed"}
     assert all(error in str(result.error) for result in outcome.results.values())

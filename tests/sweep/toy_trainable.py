@@ -1,7 +1,8 @@
 """A trainable of milliseconds with a stage of its own, named in spaces as `toy_trainable:train`.
 
 The configuration's `training.learning_rate` is its quality, `training.iterations` its length; seeds add noise.
-`training.weight_decay` asks for trouble: 0.5 raises, 0.75 reports a number that is not finite, 1 never finishes.
+`training.weight_decay` asks for trouble: 0.25 loses a helper, 0.5 raises, 0.75 reports a number that is not finite,
+1 never finishes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cadloc.config import TrialConfig
-from cadloc.contract import Json, Progress, StageSpec, TrialContext
+from cadloc.contract import Json, Progress, StageSpec, TrialContext, WorkerLost
 
 METRIC = "test/synthetic/translation_error_median_m"
 VALIDATION = "validation/synthetic/translation_error_median_m"
@@ -27,6 +28,8 @@ def train(config: TrialConfig, context: TrialContext) -> Iterator[Progress]:
     for step in range(min(start + 1, config.training.iterations), config.training.iterations + 1):
         if config.training.weight_decay == 0.5:
             raise RuntimeError("asked for trouble")
+        if config.training.weight_decay == 0.25:
+            raise WorkerLost("the helper is gone")
         noise = (
             random.Random(f"{config.seed} {step}").random() if config.training.weight_decay != 0.75 else float("nan")
         )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cadloc.config import TrialConfig
 from cadloc.constraint_config import DepthConstraint, RangeConstraint, SurfaceConstraint
-from cadloc.contract import CadlocError, DivergenceError, InputError
+from cadloc.contract import CadlocError, DivergenceError, InputError, WorkerLost
 from cadloc.distance_field import CARD, OFFSETS
 from cadloc.geometry import inverse, look_at, pinhole, project, transform_points
 from cadloc.head_config import AceHead, AnchorHead, EnsembleHead, GlaceHead, HeadConfig
@@ -36,11 +36,12 @@ from cadloc.loss_config import (
 )
 from cadloc.losses import phase_at
 from cadloc.losses.phase import Prediction
-from cadloc.packing.captured import Work, _back_to_its_stream
+from cadloc.packing.captured import Recordings, Work, _back_to_its_stream
 from cadloc.packing.material import MaterialStore, open_samples
 from cadloc.packing.remote import PackedRunner
 from cadloc.packing.requests import StretchAnswer, StretchRequest, packed, take_up, unpacked
 from cadloc.packing.server import PackServer
+from cadloc.packing.slot import Slot
 from cadloc.samples import Samples
 from cadloc.scene_config import SceneConfig
 from cadloc.stretch import Here, Progression, Stretch
@@ -121,9 +122,14 @@ def answers(server: PackServer, requests: Sequence[StretchRequest], late: int = 
             for _ in range(late):
                 server.step()
         server.admit(each, lambda answer, number=number: found.__setitem__(number, answer))  # type: ignore[misc]
+    drive(server)
+    return [found[number] for number in range(len(requests))]
+
+
+def drive(server: PackServer) -> None:
+    """Until there is nothing to do."""
     while server.step():
         pass
-    return [found[number] for number in range(len(requests))]
 
 
 def at_home(asked: StretchRequest) -> dict[str, Any]:
@@ -183,10 +189,10 @@ def test_a_step_in_a_pack_is_the_step_alone() -> None:
         assert max(difference(ours[name], alone[name]) for name in moments) < 1e-5
 
 
-@pytest.mark.parametrize("loss", [ReprojectionLoss(), CoordinateLoss(kernel="dyntanh")])
-def test_the_last_steps_of_a_long_run_are_those_alone(loss: LossConfig) -> None:
+def test_the_last_steps_of_a_long_run_are_those_alone() -> None:
     """Where the threshold falls fastest, progress 0.9998, losses still agree to 1e-5, and gradients."""
-    asked = request(trial(loss, iterations=25_000), milestone=24_996, step=24_995)
+    config = trial(CoordinateLoss(kernel="dyntanh"), iterations=25_000)
+    asked = request(config, milestone=24_996, step=24_995)
     [answer] = answers(new_server(2), [asked])
     ours, alone = tensors(unpacked(answer.state)), tensors(at_home(asked))
     moments = [name for name in ours if "exp_avg" in name or name.startswith("window/")]
@@ -307,16 +313,17 @@ def test_what_is_wrong_with_one_request_is_told_to_its_client_alone() -> None:
 
 
 def test_divergence_ends_one_stretch(tmp_path: Path) -> None:
-    """Its client gets the state in which it showed, and the error; its neighbour goes on."""
+    """Its client gets the state in which it showed, and the error; its neighbour goes on beside the NaN."""
     state = torch.load(io.BytesIO(OTHERS[2].state), weights_only=True)
     state["head"]["read_out.bias"].fill_(torch.nan)
     content = io.BytesIO()
     torch.save(state, content)
-    sick, well = answers(new_server(2), [replace(OTHERS[2], state=content.getvalue()), OTHERS[6]])
+    neighbour = replace(OTHERS[6], milestone=15)
+    sick, well = answers(new_server(2), [replace(OTHERS[2], state=content.getvalue()), neighbour])
     assert isinstance(sick.error, DivergenceError)
     assert unpacked(sick.state)["progression"]["step"] == 12
     assert well.error is None
-    [expected] = answers(new_server(2), [OTHERS[6]])
+    [expected] = answers(new_server(2), [neighbour])
     assert same_bits(unpacked(well.state), unpacked(expected.state))
 
 
@@ -327,6 +334,84 @@ def training(config: TrialConfig, directory: Path, slots: int | None) -> Trainin
     begun = Training(new_head(config, fitted=False), samples_of(config), config, directory, runner=runner)
     begun.start()
     return begun
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> StretchRequest:
+    """A stretch whose fourth step fails, wherever it is taken."""
+    batch = Learner.batch
+
+    def fail(self: Learner, step: int) -> Any:
+        if self.config.seed == 13 and step == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return batch(self, step)
+
+    monkeypatch.setattr(Learner, "batch", fail)
+    return request(trial(ReprojectionLoss(), seed=13))
+
+
+def test_a_step_that_fails_is_told_to_whoever_fails_alone(poisoned: StretchRequest) -> None:
+    """All who took it are asked to come again, each alone; stretches of another shape notice nothing."""
+    other = request(trial(CoordinateLoss(), AceHead(width=48)))
+    together = [OTHERS[6], poisoned, OTHERS[4]]
+    server = new_server(4)
+    *told, beside = answers(server, [*together, other])
+    assert all(isinstance(answer.error, WorkerLost) and not answer.state for answer in told)
+    [expected] = answers(new_server(4), [other])
+    assert same_bits(unpacked(beside.state), unpacked(expected.state))
+    found = answers(server, [*(replace(each, alone=True) for each in together), other])
+    assert "OutOfMemoryError: CUDA out of memory" in str(found[1].error)
+    assert isinstance(found[1].error, CadlocError)
+    for asked, answer in ((OTHERS[6], found[0]), (OTHERS[4], found[2])):
+        assert same_bits(unpacked(answer.state), at_home(asked))
+    assert same_bits(unpacked(found[3].state), unpacked(expected.state))
+
+
+def test_a_trial_is_not_lost_for_what_its_neighbours_do(poisoned: StretchRequest, tmp_path: Path) -> None:
+    """Whoever shares every pack with one that fails ends as at home; the one that fails has its own error."""
+    well, sick = trial(SwitchingLoss(at=0.3)), poisoned.config
+    runner = PackedRunner(lambda asked: answers(new_server(2), [asked, poisoned])[0], STAGES)
+    begun = Training(new_head(well, fitted=False), SAMPLES, well, tmp_path / "a", runner=runner)
+    begun.start()
+    list(begun.run(lambda head: {}))
+    unbroken = training(well, tmp_path / "b", None)
+    list(unbroken.run(lambda head: {}))
+    assert plain(begun.progression.history) == plain(unbroken.progression.history)
+    with pytest.raises(CadlocError, match="out of memory"):
+        list(training(sick, tmp_path / "c", 2).run(lambda head: {}))
+
+
+def test_who_finds_no_room_for_a_pack_comes_again_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is the first to sit down; the others wait for the pack that is made for the next."""
+    server, made = new_server(2), list[Slot]()
+
+    def seats(like: Slot, given: Any = server._seats) -> Any:
+        made.append(like)
+        if len(made) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return given(like)
+
+    monkeypatch.setattr(server, "_seats", seats)
+    first, second = answers(server, [OTHERS[4], OTHERS[6]])
+    assert isinstance(first.error, WorkerLost)
+    [expected] = answers(new_server(2), [OTHERS[6]])
+    assert same_bits(unpacked(second.state), unpacked(expected.state))
+
+
+def test_a_server_whose_device_has_failed_says_so(poisoned: StretchRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those whose step it was are answered; then nothing can be computed there any more."""
+
+    def fail() -> None:
+        if found:
+            raise RuntimeError("device-side assert triggered")
+
+    server, found = new_server(2), list[StretchAnswer]()
+    monkeypatch.setattr(server, "_synchronize", fail)
+    server.admit(replace(poisoned, alone=True), found.append)
+    server.admit(OTHERS[6], lambda _: pytest.fail("it was not its step"))
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        drive(server)
+    assert isinstance(found[0].error, CadlocError)
 
 
 def plain(history: list[dict[str, float]]) -> str:
@@ -505,9 +590,10 @@ def test_memory_that_runs_out_is_not_taken_for_work_that_cannot_be_recorded(
                 raise RuntimeError("operation failed due to a previous error during capture")
 
     monkeypatch.setattr("cadloc.packing.captured.Captured", refuse)
-    server = recording_server(2, monkeypatch)
+    recordings = Recordings(torch.device("cpu"))
+    recordings._on = True
     with pytest.raises(RuntimeError, match="during capture" if masked else "out of memory"):
-        answers(server, [OTHERS[6]])
+        recordings.run("kinds", lambda inputs: pytest.fail("it was tried again"), {})
 
 
 def test_a_capture_that_fails_leaves_the_thread_on_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from cadloc.config import EncoderConfig, TrialConfig
 from cadloc.contract import Fault, InputError, Json
 from cadloc.encoders import Encoder
 from cadloc.encoders import build as build_encoder
+from cadloc.encoders.folding import folded
 from cadloc.encoders.identity import encoder_digest
 from cadloc.encoders.projected import WEIGHTS as PROJECTION_WEIGHTS
 from cadloc.encoders.projected import load_projected
@@ -133,7 +134,9 @@ def map_size_mb(directory: Path) -> float:
 
 def _encoders(directory: Path, card: Mapping[str, Json]) -> tuple[Encoder, Encoder]:
     """The encoder whose features the head reads, and that one without a projection."""
-    plain = load_tuned(directory / TUNED) if card.get("tuned") else build_encoder(_read(EncoderConfig, card["encoder"]))
+    named = not card.get("tuned")
+    # As stages encode: the map says the same of a photograph as its trial did.
+    plain = folded(build_encoder(_read(EncoderConfig, card["encoder"])) if named else load_tuned(directory / TUNED))
     encoder = load_projected(directory / PROJECTION, plain) if "projection" in card else plain
     if encoder_digest(encoder) != card["encoder_digest"]:
         # A head reads the features of one encoder only; those of another, even much like it, are noise to it.

@@ -7,9 +7,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from cadloc.contract import Fault, InputError, Progress
+from cadloc.contract import Fault, InputError, Progress, WorkerLost
 from cadloc_sweep.executors import StageEvent, StageJob, TrialEvent, TrialTask
-from cadloc_sweep.worker import run_steps
+from cadloc_sweep.worker import lost_result, run_steps
 
 if TYPE_CHECKING:
     from cadloc_sweep.agenda import Agenda
@@ -80,7 +80,10 @@ class InlineExecutor:
             on_event(TrialEvent(task.trial.id, "progress", progress=progress))
 
         on_event(TrialEvent(task.trial.id, "started"))
-        result = run_steps(task, on_progress, stop=lambda: self._draining)
+        try:
+            result = run_steps(task, on_progress, stop=lambda: self._draining)
+        except WorkerLost as error:  # a process that helped; elsewhere the trial would be taken up again
+            result = lost_result(task, str(error))
         on_event(TrialEvent(task.trial.id, "ended", result=result))
 
     def _build(self, job: StageJob, on_event: Callable[[StageEvent], None]) -> None:

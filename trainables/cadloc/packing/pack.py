@@ -163,8 +163,8 @@ class Pack:
     ) -> list[Values]:
         """Leaves the gradients of a step; returns each seat's values.
 
-        Without `constrained` turns it reads nothing that another step of the same kinds has not: of the batch `like`
-        the seats', no numbers.
+        Without `constrained` turns it reads kinds and `inputs` only, of the batch `like` theirs no numbers: what
+        another step of the same kinds may replay.
         """
         torch._foreach_zero_([p.grad for p in self._parameters.values() if p.grad is not None])
         totals, values = [], dict[int, Values]()

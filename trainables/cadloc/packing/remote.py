@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
+from cadloc.contract import WorkerLost
 from cadloc.packing.requests import StretchAnswer, StretchRequest, packed, take_up, unpacked
 from cadloc.stretch import Stretch
 
@@ -22,9 +24,12 @@ class PackedRunner:
         self._submit, self._stages = submit, stages
 
     def run(self, stretch: Stretch) -> None:
-        """See `Runner`. Raises also what else the server found wrong with the request."""
+        """See `Runner`. Raises also what else was wrong with the request, or went wrong when it was run alone."""
         request = StretchRequest(stretch.learner.config, self._stages, packed(stretch), stretch.milestone)
         answer = self._submit(request)
-        take_up(stretch, unpacked(answer.state))
+        if isinstance(answer.error, WorkerLost):
+            answer = self._submit(replace(request, alone=True))
+        if answer.state:
+            take_up(stretch, unpacked(answer.state))
         if answer.error is not None:
             raise answer.error

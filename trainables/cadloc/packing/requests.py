@@ -12,26 +12,33 @@ from typing import Any
 import torch
 
 from cadloc.config import TrialConfig
-from cadloc.contract import CadlocError
+from cadloc.contract import CadlocError, WorkerLost
 from cadloc.stretch import Progression, Stretch
 
 
 @dataclass(frozen=True)
 class StretchRequest:
-    """Steps to take up to `milestone`, from a `state` that `packed` gave; `stages` are the trial's, by role."""
+    """Steps to take up to `milestone`, from a `state` that `packed` gave; `stages` are the trial's, by role.
+
+    `alone`: not together with others, because a step of theirs failed.
+    """
 
     config: TrialConfig
     stages: Mapping[str, Path]
     state: bytes
     milestone: int
+    alone: bool = False
 
 
 @dataclass(frozen=True)
 class StretchAnswer:
-    """Where the stretch ended, and the error that ended it, if one did: InputError leaves the state as it was sent."""
+    """Where the stretch ended, and the error that ended it, if one did: InputError leaves the state as it was sent.
+
+    An empty state is the one that was sent, too. WorkerLost is no fault of the stretch's, and asks for it `alone`.
+    """
 
     state: bytes
-    error: CadlocError | None = None
+    error: CadlocError | WorkerLost | None = None
 
 
 def packed(stretch: Stretch) -> bytes:

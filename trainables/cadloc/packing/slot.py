@@ -29,6 +29,7 @@ class Slot:
 
     stretch: Stretch
     on_answer: OnAnswer
+    alone: bool = False
     start_s: float | None = None
 
     @property
@@ -100,4 +101,4 @@ def slot_of(request: StretchRequest, store: MaterialStore, on_answer: OnAnswer) 
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise CadlocError(f"a stretch's state is not of the head it is sent with: {error}") from error
     learner.begin()
-    return Slot(stretch, on_answer)
+    return Slot(stretch, on_answer, request.alone)
