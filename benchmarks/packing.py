@@ -51,7 +51,7 @@ def measure_on(
         works["packed"] = lambda many=many: taken(many, steps)  # type: ignore[misc]
         found = interleaved(works, rounds=3 if device == "cpu" else 5)
         here, apart = (found[name] * steps * training.batch_size for name in ("packed", "apart"))
-        target = "no loss" if device == "cpu" else ""
+        target = "" if device == "cpu" else ""
         yield Measurement(
             f"packing {device}, {count} heads of width {width}",
             here * count,

@@ -35,7 +35,11 @@ SPACE = """\
 name: losses
 scenes: [gate]
 repeats: {seeds}
-trial: {{preset: smoke}}
+trial:
+  preset: reduced
+  views: {{counts: {{mapping: 100, validation: 6, query: 10}}}}
+  buffer: {{samples: 60000}}
+  training: {{iterations: 100}}
 factors:
   loss: [{losses}]
 """

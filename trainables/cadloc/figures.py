@@ -25,12 +25,15 @@ from cadloc.whole_files import write_bytes
 
 OVERLAY_WEIGHT = 0.55
 
+# Margins are given, not worked out: a layout that fits itself draws everything twice, which is a second of every trial.
+
 
 def draw_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:
     """Loss in training and validation, and pose errors in validation, over the samples seen."""
     seen = [row["train/samples_seen"] for row in history]
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    loss, translation, rotation = figure.subplots(1, 3)
+    figure = Figure(figsize=(11, 3.4))
+    margins = {"left": 0.05, "right": 0.99, "bottom": 0.15, "top": 0.9, "wspace": 0.24}
+    loss, translation, rotation = figure.subplots(1, 3, gridspec_kw=margins)
     prefix = "validation/synthetic"
     for unit in ("m", "px"):
         _curve(loss, seen, history, f"train/loss_{unit}", f"training, {unit}")
@@ -41,6 +44,7 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:
     for axes, title in ((loss, "loss"), (translation, "median error"), (rotation, "median error")):
         axes.set(title=title, xlabel="samples seen", yscale="log")
         axes.legend(frameon=False)
+        axes.locator_params(axis="x", nbins=4)
     _save(figure, path)
 
 
@@ -57,8 +61,11 @@ def draw_queries(
     model = kept_scene_model(config.scene)
     order = np.argsort(evaluation.errors.translation_m, kind="stable")
     shown = list(dict.fromkeys(order[[0, len(order) // 2, -1]].tolist()))
-    figure = Figure(figsize=(13, 2.7 * len(shown)), layout="constrained")
-    for axes, i in zip(figure.subplots(len(shown), 4, squeeze=False), shown, strict=True):
+    height = 2.7 * len(shown)
+    figure = Figure(figsize=(13, height))
+    margins = {"left": 0.005, "right": 0.995, "bottom": 0.05 / height, "top": 1 - 0.25 / height, "wspace": 0.02}
+    grid = figure.subplots(len(shown), 4, squeeze=False, gridspec_kw={**margins, "hspace": 0.12})
+    for axes, i in zip(grid, shown, strict=True):
         true = queries.on_grid(i, queries.scene_coordinates[queries.cells(i)])
         predicted = queries.on_grid(i, evaluation.scene_coordinates[queries.cells(i)])
         known = np.isfinite(true).all(axis=-1)
