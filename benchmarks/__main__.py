@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measurement import Measurement
+from benchmarks.measurement import Measurement, readable
 
 NAMES = ("render", "encode", "buffer", "train", "pnp", "packing", "prefix", "sweep", "overhead", "tracking")
 """In the order in which they run; each is a module with `measure() -> Iterator[Measurement]`."""
@@ -56,10 +56,10 @@ def _table(found: list[Measurement]) -> Table:
         "benchmark", "value", "baseline", "times better", "of limit", "target", title=f"{os.cpu_count()} cores"
     )
     for each in found:
-        baseline = "" if each.baseline is None else f"{each.baseline:.3g} ({each.what})"
+        baseline = "" if each.baseline is None else f"{readable(each.baseline)} ({each.what})"
         ratio = "" if each.ratio is None else f"{each.ratio:.2f}"
         of_limit = "" if each.of_limit is None else f"{each.of_limit:.0%} of {each.limit_is}"
-        table.add_row(each.name, f"{each.value:.3g} {each.unit}", baseline, ratio, of_limit, each.target)
+        table.add_row(each.name, f"{readable(each.value)} {each.unit}", baseline, ratio, of_limit, each.target)
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -46,6 +47,13 @@ class Measurement:
     def to_json(self) -> dict[str, Any]:
         """As `--json` prints it."""
         return {**asdict(self), "ratio": self.ratio, "of_limit": self.of_limit}
+
+
+def readable(number: float) -> str:
+    """Three leading figures, without an exponent: `0.0231`, `37`, `28,800`."""
+    if abs(number) < 999.5:
+        return f"{number:.3g}"
+    return f"{round(number, 2 - math.floor(math.log10(abs(number)))):,.0f}"
 
 
 def rate(work: Callable[[], object], seconds: float = 1.0, least: int = 3) -> float:

@@ -51,7 +51,6 @@ def measure_on(
         works["packed"] = lambda many=many: taken(many, steps)  # type: ignore[misc]
         found = interleaved(works, rounds=3 if device == "cpu" else 5)
         here, apart = (found[name] * steps * training.batch_size for name in ("packed", "apart"))
-        target = "" if device == "cpu" else ""
         yield Measurement(
             f"packing {device}, {count} heads of width {width}",
             here * count,
@@ -60,7 +59,6 @@ def measure_on(
             limit,
             "the same heads one after another",
             "GEMM",
-            target=target,
         )
         if device != "cpu":
             heads, alone = (60 * rate / training.iterations / training.batch_size for rate in (here * count, apart))

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.measurement import Measurement
+from benchmarks.measurement import Measurement, readable
 
 _BLOCK = re.compile(r"(<!-- numbers:(?P<names>[^>]*)-->\n).*?(<!-- end of numbers -->)", re.DOTALL)
 _COMPUTED = ("ratio", "of_limit")
@@ -61,10 +61,12 @@ def _chosen(found: list[Measurement], names: list[str]) -> list[Measurement]:
 def _table(found: list[Measurement]) -> str:
     rows = ["| what | measured | baseline | times better | of the limit | target |", "|---|---|---|---|---|---|"]
     for each in found:
-        baseline = "" if each.baseline is None else f"{each.baseline:.3g}: {each.what}"
+        baseline = "" if each.baseline is None else f"{readable(each.baseline)}: {each.what}"
         ratio = "" if each.ratio is None else f"{each.ratio:.2f}"
         limit = "" if each.of_limit is None else f"{each.of_limit:.0%} of {each.limit_is}"
-        rows.append(f"| {each.name} | {each.value:.3g} {each.unit} | {baseline} | {ratio} | {limit} | {each.target} |")
+        rows.append(
+            f"| {each.name} | {readable(each.value)} {each.unit} | {baseline} | {ratio} | {limit} | {each.target} |"
+        )
     return "\n".join(rows) + "\n"
 
 

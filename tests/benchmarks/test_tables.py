@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.measurement import Measurement
+from benchmarks.measurement import Measurement, readable
 from benchmarks.tables import filled, read
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +33,14 @@ def test_a_table_has_the_rows_that_its_page_asks_for_and_no_others() -> None:
     assert "start" not in page
     assert "2.00" in page
     assert "80% of the best product" in page
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(0.02314, "0.0231"), (37.04, "37"), (28_836.0, "28,800"), (999.6, "1,000")]
+)
+def test_numbers_have_three_figures(number: float, said: str) -> None:
+    """Large ones with commas, small ones as they are."""
+    assert readable(number) == said
 
 
 def test_a_cost_that_is_a_quarter_of_the_baseline_is_four_times_better() -> None:
