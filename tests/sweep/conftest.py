@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,3 +81,36 @@ def _toys_importable(monkeypatch: pytest.MonkeyPatch) -> None:
 def toys(tmp_path: Path) -> ToySweep:
     """A fresh toy sweep."""
     return ToySweep(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """One Ray of two CPUs for the module: starting it takes seconds."""
+    with _ray():
+        yield
+
+
+@pytest.fixture
+def own_ray() -> Iterator[None]:
+    """A Ray of two CPUs for a test alone."""
+    with _ray():
+        yield
+
+
+@contextmanager
+def _ray() -> Iterator[None]:
+    ray = pytest.importorskip("ray")
+    here = str(Path(__file__).parent)
+    path = os.pathsep.join([here, *(place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place)])
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        runtime_env={"env_vars": {"PYTHONPATH": path}},
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,24 +34,6 @@ factors:
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _local_ray() -> Iterator[None]:
-    """One Ray for the module: starting it takes seconds."""
-    ray = pytest.importorskip("ray")
-    here = str(Path(__file__).parent)
-    path = os.pathsep.join([here, *(place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place)])
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        runtime_env={"env_vars": {"PYTHONPATH": path}},
-    )
-    yield
-    ray.shutdown()
-
-
 PATIENT = """\
 # Does anything run while stages are built?
 name: toys
@@ -77,6 +58,9 @@ class Draining(RayExecutor):
                 self.drain()
 
         super().run(agenda, on_stage, heard)
+
+
+pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 def metrics_of(outcome: Outcome) -> Mapping[str, Json]:

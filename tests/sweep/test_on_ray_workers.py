@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -40,25 +37,7 @@ def shared(toys: ToySweep) -> ToySweep:
     return toys
 
 
-@pytest.fixture
-def _local_ray() -> Iterator[None]:
-    """A Ray with room for two workers."""
-    ray = pytest.importorskip("ray")
-    here = str(Path(__file__).parent)
-    path = os.pathsep.join([here, *(place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place)])
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        runtime_env={"env_vars": {"PYTHONPATH": path}},
-    )
-    yield
-    ray.shutdown()
-
-
-@pytest.mark.usefixtures("_local_ray")
+@pytest.mark.usefixtures("own_ray")
 def test_a_killed_worker_costs_its_trial_the_steps_since_the_checkpoint(shared: ToySweep) -> None:
     """Two joined processes take the steps; both begin again where one dies, and the trial ends with all its metrics."""
     outcome = shared.run(make_executor=RayExecutor)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import queue
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -172,26 +171,8 @@ def test_how_trials_are_packed_is_no_part_of_them(packed: ToySweep) -> None:
 # ---- whole sweeps on Ray
 
 
-@pytest.fixture(scope="module")
-def _local_ray() -> Iterator[None]:
-    """One Ray for the module: starting it takes seconds."""
-    ray = pytest.importorskip("ray")
-    here = str(Path(__file__).parent)
-    path = os.pathsep.join([here, *(place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place)])
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        runtime_env={"env_vars": {"PYTHONPATH": path}},
-    )
-    yield
-    ray.shutdown()
-
-
 @pytest.fixture
-def adding(monkeypatch: pytest.MonkeyPatch, toy: Any, _local_ray: None) -> None:
+def adding(monkeypatch: pytest.MonkeyPatch, toy: Any, local_ray: None) -> None:
     """Servers on Ray add."""
     on_ray_trials = importlib.import_module("cadloc_sweep.executors.on_ray_trials")
     monkeypatch.setattr(on_ray_trials, "Packs", partial(Packs, toy.AddingServer))
@@ -229,7 +210,7 @@ def test_neither_a_killed_server_nor_a_trial_that_is_stopped_costs_the_others_an
     assert metrics_of(outcome) == {key: alone[key] for key in metrics_of(outcome)}
 
 
-@pytest.mark.usefixtures("_local_ray")
+@pytest.mark.usefixtures("local_ray")
 def test_heads_trained_together_are_what_each_is_alone(packed: ToySweep) -> None:
     """Other losses, other seeds, one server: mean errors agree as far as rounding lets them."""
     packed.text = HEADS
