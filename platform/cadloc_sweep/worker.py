@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import errno
-import functools
 import json
 import math
-import os
-import platform
-import subprocess
 import time
 import traceback
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import closing, suppress
-from importlib import metadata
 from pathlib import Path
 
 from cadloc.catalog import trainable
@@ -22,18 +17,8 @@ from cadloc_sweep.durable_files import CorruptFile, write_json
 from cadloc_sweep.executors import TrialTask
 from cadloc_sweep.ledger import read_result, write_result
 from cadloc_sweep.trials import TrialPaths, TrialResult, TrialStatus
+from cadloc_sweep.versions import versions
 
-_LIBRARIES = (
-    "cadloc-sweep",
-    "numpy",
-    "torch",
-    "opencv-python-headless",
-    "poselib",
-    "pyrender",
-    "trimesh",
-    "ray",
-    "mlflow",
-)
 _LONGEST_LOG_BYTES = 1_000_000
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -276,29 +261,3 @@ def _last_metrics(path: Path) -> dict[str, float]:
     for progress in read_history(path):
         metrics.update(progress.metrics)
     return metrics
-
-
-@functools.cache
-def versions() -> Mapping[str, str]:
-    """Interpreter, libraries, and the commit of the code with `+` when it has uncommitted changes, if known."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
-    for library in _LIBRARIES:
-        with suppress(metadata.PackageNotFoundError):
-            found[library] = metadata.version(library)
-    commit = _commit()
-    return found | ({"commit": commit} if commit else {})
-
-
-def _commit() -> str:
-    """The commit of a checkout that this file is part of; empty for an installed package."""
-    folder = Path(__file__).resolve().parents[2]
-    if not (folder / ".git").exists():
-        return ""
-    git = ["git", "-C", str(folder)]
-    quiet = {"GIT_OPTIONAL_LOCKS": "0"} | dict(os.environ)
-    try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, env=quiet)
-        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10, env=quiet)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else ""
