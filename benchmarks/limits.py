@@ -1,4 +1,4 @@
-"""What the machine can do at most, measured in the same run: matrix products and copies of memory."""
+"""What the machine can do at most, measured in the same run: matrix products."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 import torch
-
-_SIDE = 1024
 
 
 def gemm_flops(width: int, rows: int, seconds: float = 1.0, device: str = "cpu", dtype: str = "float32") -> float:
@@ -30,13 +28,6 @@ def gemm_flops(width: int, rows: int, seconds: float = 1.0, device: str = "cpu",
     if cores > 1:
         found += [_gemm_of_processes(width, rows, seconds / 4, cores, onednn) for onednn in (False, True)]
     return max(found)
-
-
-def memcpy_bytes(seconds: float = 0.5) -> float:
-    """Bytes per second that one thread copies from one large array into another."""
-    source = torch.ones(32 * _SIDE * _SIDE, dtype=torch.uint8)
-    target = torch.empty_like(source)
-    return _best(lambda: target.copy_(source), seconds) * source.numel()
 
 
 def _gemm_here(

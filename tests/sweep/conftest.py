@@ -31,6 +31,18 @@ factors:
 """
 
 
+PACKED = """\
+# Who trains together?
+name: toys
+scenes: [gate]
+repeats: 2
+trial: {trainable: "packed_trainable:train", training: {iterations: 12}}
+resources: {pack: always, slots: 4}
+factors:
+  training.learning_rate: [1, 2]
+"""
+
+
 @dataclass
 class ToySweep:
     """Runs one space file again and again in one place; the last run's plan, store and display stay at hand."""
@@ -81,6 +93,13 @@ def _toys_importable(monkeypatch: pytest.MonkeyPatch) -> None:
 def toys(tmp_path: Path) -> ToySweep:
     """A fresh toy sweep."""
     return ToySweep(tmp_path)
+
+
+@pytest.fixture
+def packed(toys: ToySweep) -> ToySweep:
+    """Four trials that a server trains."""
+    toys.text = PACKED
+    return toys
 
 
 @pytest.fixture(scope="module")

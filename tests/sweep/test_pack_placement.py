@@ -18,24 +18,6 @@ from cadloc_sweep.plan import Plan
 if TYPE_CHECKING:
     from conftest import ToySweep
 
-PACKED = """\
-# Who trains together?
-name: toys
-scenes: [gate]
-repeats: 2
-trial: {trainable: "packed_trainable:train", training: {iterations: 12}}
-resources: {pack: always, slots: 4}
-factors:
-  training.learning_rate: [1, 2]
-"""
-
-
-@pytest.fixture
-def packed(toys: ToySweep) -> ToySweep:
-    """Four trials that a server trains."""
-    toys.text = PACKED
-    return toys
-
 
 def tasks_of(plan: Plan, *, buffers: bool = False) -> list[TrialTask]:
     """Tasks without stages, or with a buffer that the trials of a seed share."""

@@ -24,17 +24,6 @@ from cadloc_sweep.worker import trial_steps
 if TYPE_CHECKING:
     from conftest import ToySweep
 
-PACKED = """\
-# Who trains together?
-name: toys
-scenes: [gate]
-repeats: 2
-trial: {trainable: "packed_trainable:train", training: {iterations: 12}}
-resources: {pack: always, slots: 4}
-factors:
-  training.learning_rate: [1, 2]
-"""
-
 HEADS = """\
 # Which loss?
 name: toys
@@ -56,13 +45,6 @@ METRIC = "test/synthetic/translation_error_median_m"
 def toy() -> Any:
     """The module of the trainable that a server can train, which only a running test can import."""
     return importlib.import_module("packed_trainable")
-
-
-@pytest.fixture
-def packed(toys: ToySweep) -> ToySweep:
-    """Four trials that a server trains."""
-    toys.text = PACKED
-    return toys
 
 
 # ---- a server on its thread

@@ -139,8 +139,8 @@ def test_solvers_side_by_side_answer_as_one_alone(three: Queries) -> None:
     candidates = WRONG.copy()
     candidates[np.arange(3), [2, 0, 1]] = 1
     alone, shared = (
-        evaluate(Scaled(), three, CONFIG, diameter_m=20.0, seed=0, candidates=candidates, threads=threads)
-        for threads in (1, 2)
+        evaluate(Scaled(), three, CONFIG, diameter_m=20.0, seed=0, candidates=candidates, solvers=solvers)
+        for solvers in (1, 2)
     )
     for one, other, pose in zip(alone.estimates, shared.estimates, POSES, strict=True):
         assert one.cad_from_cam is not None

@@ -82,7 +82,7 @@ class TrialContext:
 
     Where `pack` is given, it sends stretches of training to a server that trains many trials' heads at once
     (`cadloc.packing`). The server has the trial's accelerator then, and `device` is for everything else. Evaluation may
-    use `cpus` threads.
+    use `cpus` processes.
     """
 
     directory: Path

@@ -53,11 +53,11 @@ def evaluate(
     seed: int,
     device: str = "cpu",
     candidates: NDArray[np.float32] | None = None,
-    threads: int = 1,
+    solvers: int = 1,
 ) -> Evaluation:
     """Localizes every query; `diameter_m` is the scene's, for the metrics that are relative to it.
 
-    `candidates` (V, H, G) are global features to read each query with. Poses are solved by `threads` processes while
+    `candidates` (V, H, G) are global features to read each query with. Poses are solved by `solvers` processes while
     further queries are read by the head; how many there are changes nothing of the result.
     """
     told = [None] * len(queries) if candidates is None else list(candidates)
@@ -66,7 +66,7 @@ def evaluate(
     asked = (
         _query(queries, i, guesses, config, seed) for i, guesses in enumerate(read if device == "cpu" else [*read])
     )
-    found = list(_answered(asked, threads))
+    found = list(_answered(asked, solvers))
     points = np.concatenate([points for points, _ in found])
     estimates = tuple(estimate for _, estimate in found)
     errors = PoseErrors.of(estimates, queries.cam_from_cad)
@@ -95,9 +95,9 @@ def localize_guesses(
     return on_host[best][0], estimate
 
 
-def _answered(asked: Iterable[Query], threads: int) -> Iterator[tuple[NDArray[np.float32], Estimate]]:
+def _answered(asked: Iterable[Query], count: int) -> Iterator[tuple[NDArray[np.float32], Estimate]]:
     """Scene coordinates and estimate of every query, in order; few are kept waiting, which bounds the memory."""
-    solvers = pose_solvers(threads)
+    solvers = pose_solvers(count)
     waiting: deque[tuple[Query, Callable[[], Answered]]] = deque()
 
     def next_answered() -> tuple[NDArray[np.float32], Estimate]:
@@ -107,7 +107,7 @@ def _answered(asked: Iterable[Query], threads: int) -> Iterator[tuple[NDArray[np
 
     for query in asked:
         waiting.append((query, solvers.submit(query)))
-        if len(waiting) > 2 * threads:
+        if len(waiting) > 2 * count:
             yield next_answered()
     while waiting:
         yield next_answered()

@@ -138,7 +138,7 @@ class Examination:
     """A trial's query sets, and how a head is measured on them, in training and after it."""
 
     def __init__(self, config: TrialConfig, context: TrialContext, told: Told) -> None:
-        self._config, self._device, self._told, self._threads = config, context.device, told, context.cpus
+        self._config, self._device, self._told, self._solvers = config, context.device, told, context.cpus
         self._validations = {
             name: Queries.open(context.stages[f"queries/validation/{name}"]) for name in validation_domains(config)
         }
@@ -158,7 +158,7 @@ class Examination:
             seed=self._config.seed,
             device=self._device,
             candidates=self._told.candidates(name),
-            threads=self._threads,
+            solvers=self._solvers,
         )
 
     def validate(self, head: Head) -> Mapping[str, float]:
